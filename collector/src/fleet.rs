@@ -1,0 +1,156 @@
+//! The collector as the fleet's control plane: it says where it is, lends permits of rates, and says which
+//! destinations are down (law 8).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use windrow_common::broker::{Broker, BrokerError, Outgoing, Queue, Subscription, Target};
+use windrow_common::envelope::Message;
+use windrow_common::envelope::control::{Beat, Control};
+use windrow_common::ids::ProcessId;
+use windrow_common::job::{DestinationSpec, JobSet, Rate};
+
+use crate::collector::Controller;
+use crate::engine::Engine;
+use crate::limits::Limits;
+use crate::outages::Outages;
+use crate::unix_ms;
+
+/// How often the fleet is told where the active collector is.
+const BEAT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Every so many beats it is told again which destinations are down.
+const OUTAGE_BEATS: u64 = 5;
+
+/// Demands are small and answered at once.
+const PREFETCH: u16 = 1_000;
+
+/// Begins to serve the fleet, in a task that ends when the returned handle is dropped.
+///
+/// # Errors
+/// The broker refuses the subscription.
+pub(crate) async fn serve(
+    broker: Arc<dyn Broker>,
+    ruling: Ruling,
+    outages: Outages,
+    controller: Controller,
+) -> Result<Serving, BrokerError> {
+    let process = ProcessId::generate();
+    let subscription = broker.subscribe(vec![Queue::Process(process.clone())], PREFETCH).await?;
+    let limits = Limits::new(BTreeMap::new(), Instant::now());
+    let speaker = Speaker { broker, process, limits, outages, controller };
+    Ok(Serving(tokio::spawn(speaker.run(subscription, ruling))))
+}
+
+/// The fleet is served until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Serving(tokio::task::JoinHandle<()>);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Which rates hold: those an operator has set, else those of the job files.
+pub(crate) struct Ruling {
+    stated: BTreeMap<String, Vec<Rate>>,
+    set: watch::Receiver<BTreeMap<String, Vec<Rate>>>,
+}
+
+impl Ruling {
+    /// As this engine's ledger and job files say.
+    pub(crate) fn of(engine: &Engine) -> Self {
+        Self { stated: stated(&engine.jobs), set: engine.limits.subscribe() }
+    }
+
+    fn now(&mut self) -> BTreeMap<String, Vec<Rate>> {
+        let mut rates = self.stated.clone();
+        let set = self.set.borrow_and_update();
+        for (destination, ruling) in &mut rates {
+            if let Some(set) = set.get(destination) {
+                ruling.clone_from(set);
+            }
+        }
+        rates
+    }
+}
+
+/// The rates of each destination that has some, whichever job file states them.
+pub(crate) fn stated(jobs: &JobSet) -> BTreeMap<String, Vec<Rate>> {
+    let mut specs: BTreeMap<&str, DestinationSpec> = BTreeMap::new();
+    for (name, spec) in jobs.iter().flat_map(|job| &job.destinations) {
+        specs.entry(name).or_insert_with(|| spec.clone()).stricter(spec);
+    }
+    let rated = specs.into_iter().filter(|(_, spec)| !spec.rates.is_empty());
+    rated.map(|(name, spec)| (name.to_owned(), spec.rates)).collect()
+}
+
+/// Says and hears what concerns the whole fleet.
+struct Speaker {
+    broker: Arc<dyn Broker>,
+    process: ProcessId,
+    limits: Limits,
+    outages: Outages,
+    controller: Controller,
+}
+
+impl Speaker {
+    async fn run(mut self, mut subscription: Subscription, mut ruling: Ruling) {
+        self.limits.restate(ruling.now());
+        let mut beat = tokio::time::interval(BEAT_INTERVAL);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut beats = 0;
+        loop {
+            tokio::select! {
+                Ok(()) = ruling.set.changed() => self.limits.restate(ruling.now()),
+                _ = beat.tick() => {
+                    self.beat(beats).await;
+                    beats += 1;
+                }
+                delivery = subscription.next() => {
+                    let Some(delivery) = delivery else { return };
+                    self.hear(&delivery.message).await;
+                }
+            }
+        }
+    }
+
+    async fn beat(&mut self, beats: u64) {
+        self.say(Target::Everybody, Control::Beat(Beat { collector: self.process.clone() })).await;
+        if beats.is_multiple_of(OUTAGE_BEATS) {
+            let now_ms = unix_ms();
+            for destination in self.outages.forget(now_ms) {
+                self.controller.keep_outage(destination, None);
+            }
+            for outage in self.outages.told_again(now_ms) {
+                self.say(Target::Everybody, Control::Outage(outage)).await;
+            }
+        }
+    }
+
+    async fn hear(&mut self, message: &Message) {
+        match Control::from_message(message) {
+            Ok(Control::Demand(demand)) => {
+                let lease = self.limits.grant(&demand, Instant::now());
+                self.say(Target::Process(demand.process), Control::Lease(lease)).await;
+            }
+            Ok(Control::Found(found)) => {
+                let (outage, until_ms) = self.outages.hear(&found, unix_ms());
+                self.say(Target::Everybody, Control::Outage(outage)).await;
+                self.controller.keep_outage(found.destination, until_ms);
+            }
+            // What is told to everybody comes here too.
+            _ => {}
+        }
+    }
+
+    /// Whoever misses this asks, or is told, again.
+    async fn say(&self, target: Target, control: Control) {
+        if let Err(error) = self.broker.publish(Outgoing { target, message: control.to_message() }).await {
+            tracing::debug!(%error, "the fleet could not be told");
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! Windrow's collector: from the completion queue to the ledger, and from the ledger to the sink.
+//!
+//! [`Collector`] is the loop around the broker; [`engine`] is one step of it, in which a batch becomes one
+//! transaction; [`chunk_state`] and [`run_state`] hold what is decided, without any shell. The ledger is
+//! the truth ([`ledger`]); [`spool`] and [`sink`] bring lines to their file. [`ledger::Reader`] answers
+//! questions about runs, with or without a live collector.
+
+pub mod chunk_state;
+mod chunks;
+mod collector;
+pub mod control;
+mod cut;
+mod dead;
+mod duties;
+pub mod engine;
+mod fleet;
+mod incoming;
+pub mod ledger;
+mod limits;
+mod meters;
+mod notify;
+mod opening;
+mod options;
+mod outages;
+mod outcomes;
+mod patience;
+mod place;
+mod prune;
+mod render;
+pub mod report;
+mod run;
+mod run_folder;
+pub mod run_state;
+mod settling;
+pub mod sink;
+pub mod spool;
+mod turn;
+
+pub use collector::{Collector, Controller};
+pub use ledger::{FailureRow, LedgerPlace, ReadError, Reader, RunSummary};
+pub use options::{CollectorError, Options, SinkBase};
+pub use prune::{PruneError, Pruner};
+pub use report::Report;
+pub use run_folder::folder as run_folder;
+pub use run_state::{CommandError, RunCommand};
+
+/// The time, in Unix milliseconds.
+pub(crate) fn unix_ms() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0)
+}

@@ -1,0 +1,192 @@
+//! Trying one item: an attempt after another, until it has ended or has to wait elsewhere.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use tokio_util::sync::CancellationToken;
+use windrow_common::envelope::completion::Latencies;
+use windrow_common::outcome::Outcome;
+use windrow_common::telemetry::metrics::{InFlight, StageMetrics};
+
+use super::triage::expired;
+use crate::processor::{Attempt, Item, Outage, Retry, StageContext, seen};
+use crate::slots::SlotGuard;
+use crate::stage::StageRunner;
+use crate::verdict::{Counts, End, Verdict, decide};
+
+/// A probe that fails ends its item only after so many attempts beyond its retries: an outage fails no item, and one
+/// that is itself what the destination fails at does not probe for ever.
+const MAX_PROBES: u32 = 10;
+
+/// What became of an item here.
+#[derive(Debug)]
+pub(super) enum Became {
+    /// It ended.
+    Ended(Counts, End),
+    /// It is to be tried again, not before `due`.
+    Later(Counts, Instant),
+}
+
+/// What the items of a chunk share: nothing that one item can change for another.
+#[derive(Debug)]
+pub(super) struct Surroundings<'a> {
+    /// The version of the stage.
+    pub(super) version: &'a StageRunner,
+    /// Where it is counted.
+    pub(super) metrics: &'a StageMetrics,
+    /// What an item sees of its run.
+    pub(super) context: Arc<StageContext>,
+    /// The end of the chunk's budget.
+    pub(super) deadline: Instant,
+    /// Cancelled when no attempt may start any more.
+    pub(super) closing: &'a CancellationToken,
+    /// How long attempts took.
+    pub(super) latencies: &'a Mutex<Latencies>,
+    /// When the items' time runs out.
+    pub(super) expires: Option<Instant>,
+}
+
+impl Surroundings<'_> {
+    /// How an item ends whose time has run out before an attempt.
+    fn expiry(&self) -> Option<End> {
+        let has_expired = self.expires.is_some_and(|expires| expires <= Instant::now());
+        has_expired.then(|| End::without_success(Outcome::Expired, &expired()))
+    }
+}
+
+/// Tries one item until it has ended or has to wait elsewhere. The permit is given back during pauses.
+pub(super) async fn run_item(
+    surroundings: &Surroundings<'_>,
+    slot: SlotGuard<'_>,
+    mut item: Item,
+    mut counts: Counts,
+) -> Became {
+    let version = surroundings.version;
+    let mut slot = Some(slot);
+    loop {
+        if let Some(end) = surroundings.expiry() {
+            return Became::Ended(counts, end);
+        }
+        let verdict = if let Some(decided) = version.processor.decide(&item) {
+            decide(&version.retry, decided, counts, chance)
+        } else {
+            let admitted = tokio::select! {
+                biased;
+                admitted = version.processor.permit() => admitted,
+                () = surroundings.closing.cancelled() => return Became::Later(counts, Instant::now()),
+            };
+            let mut permit = match admitted {
+                Ok(permit) => permit,
+                Err(outage) => return held(surroundings.metrics, counts, outage),
+            };
+            if surroundings.closing.is_cancelled() {
+                return Became::Later(counts, Instant::now());
+            }
+            if let Some(end) = surroundings.expiry() {
+                return Became::Ended(counts, end);
+            }
+            let attempt = attempt(surroundings, &item).await;
+            count(surroundings.metrics, &attempt, &mut counts);
+            let still_down = permit.as_mut().and_then(|permit| permit.note(&attempt));
+            match still_down {
+                Some(outage) if counts.attempts <= version.retry.count.saturating_add(MAX_PROBES) => {
+                    return Became::Later(counts, outage.until);
+                }
+                _ => decide(&version.retry, attempt, counts, chance),
+            }
+        };
+        let pause = match verdict {
+            Verdict::End(end) => return Became::Ended(counts, end),
+            Verdict::Again(pause) => pause,
+        };
+        let due = Instant::now() + pause;
+        if pause >= version.retry.in_place_below || due >= surroundings.deadline {
+            return Became::Later(counts, due);
+        }
+        drop(slot.take());
+        tokio::select! {
+            () = tokio::time::sleep_until(due.into()) => {}
+            () = surroundings.closing.cancelled() => return Became::Later(counts, due),
+        }
+        slot = tokio::select! {
+            biased;
+            slot = version.slots.acquire() => Some(slot),
+            outage = version.processor.outage() => return held(surroundings.metrics, counts, outage),
+        };
+        if surroundings.closing.is_cancelled() {
+            return Became::Later(counts, due);
+        }
+        item.attempt = counts.attempts + 1;
+    }
+}
+
+/// An item that the destination's breaker keeps from being tried.
+fn held(metrics: &StageMetrics, mut counts: Counts, outage: Outage) -> Became {
+    metrics.holds.inc();
+    counts.holds = counts.holds.saturating_add(1);
+    Became::Later(counts, outage.until)
+}
+
+/// A call that a limit refused is no attempt.
+fn count(metrics: &StageMetrics, attempt: &Attempt, counts: &mut Counts) {
+    if matches!(attempt, Attempt::Throttled { .. }) {
+        counts.throttles = counts.throttles.saturating_add(1);
+        metrics.throttles.inc();
+        return;
+    }
+    metrics.attempts.inc();
+    if counts.attempts > 0 {
+        metrics.retries.inc();
+    }
+    counts.attempts = counts.attempts.saturating_add(1);
+}
+
+/// One attempt: bounded by the timeout, and a panic is an outcome, not a death.
+async fn attempt(surroundings: &Surroundings<'_>, item: &Item) -> Attempt {
+    let version = surroundings.version;
+    let started = Instant::now();
+    let _in_flight = InFlight::enter(&surroundings.metrics.items_in_flight);
+    let work = AssertUnwindSafe(version.processor.processor().process(item)).catch_unwind();
+    let attempt = match tokio::time::timeout(version.timeout, work).await {
+        Ok(Ok(attempt)) => attempt,
+        Ok(Err(panic)) => panicked(item, panic.as_ref()),
+        Err(_) => timed_out(item, version.timeout),
+    };
+    let elapsed = started.elapsed();
+    if let Some(seen) = seen(&attempt) {
+        version.slots.note(seen, elapsed, started + elapsed);
+    }
+    surroundings.metrics.attempt_seconds.observe(elapsed.as_secs_f64());
+    surroundings.latencies.lock().unwrap_or_else(PoisonError::into_inner).record(elapsed);
+    attempt
+}
+
+fn panicked(item: &Item, panic: &(dyn std::any::Any + Send)) -> Attempt {
+    let context = &item.context;
+    tracing::error!(run = %context.run, stage = %context.stage, item = item.index, attempt = item.attempt,
+        "the processor panicked");
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
+    let text: String = text.chars().take(200).collect();
+    failure("panic", format!("the processor panicked: {text}"), Retry::Never)
+}
+
+fn timed_out(item: &Item, timeout: Duration) -> Attempt {
+    let context = &item.context;
+    tracing::warn!(run = %context.run, stage = %context.stage, item = item.index, attempt = item.attempt,
+        timeout_seconds = timeout.as_secs_f64(), "an attempt timed out and was cancelled");
+    let message = format!("no answer within {}", windrow_common::job::format_duration(timeout));
+    failure("timeout", message, Retry::Later)
+}
+
+fn failure(class: &str, message: String, retry: Retry) -> Attempt {
+    use windrow_common::envelope::completion::ItemError;
+    Attempt::Failed { error: ItemError { class: class.to_owned(), message, status: None }, retry }
+}
+
+/// A number from 0 to 1, evenly. Jitter needs no secrets.
+fn chance() -> f64 {
+    f64::from(uuid::Uuid::new_v4().as_fields().0) / f64::from(u32::MAX)
+}

@@ -1,0 +1,328 @@
+//! Running the items of one chunk: at once up to the stage's slots, each alone.
+
+mod early;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use tokio_util::sync::CancellationToken;
+use windrow_common::broker::{Delivery, Outgoing};
+use windrow_common::envelope::chunk::ChunkHeader;
+use windrow_common::envelope::completion::Latencies;
+use windrow_common::outcome::Outcome;
+use windrow_common::ranges::Ranges;
+
+use self::early::Published;
+use super::attempts::{Became, Surroundings, run_item};
+use super::report::{self, Ended, SentOn};
+use super::triage::run_stopped;
+use crate::processor::{Item, StageContext};
+use crate::runs::Word;
+use crate::slots::SlotGuard;
+use crate::stage::{StageIntake, StageRunner};
+use crate::verdict::{Counts, End};
+
+/// Outcomes of a slow chunk are published at the latest this long after they settle.
+const REPORT_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Items run in one go before other tasks get a turn.
+const ITEMS_PER_TURN: usize = 64;
+
+type Running<'a> = FuturesUnordered<Pin<Box<dyn Future<Output = (usize, Became)> + Send + 'a>>>;
+type Publishing<'a> = FuturesUnordered<Pin<Box<dyn Future<Output = Published> + Send + 'a>>>;
+
+/// Where an item of the chunk stands.
+#[derive(Debug)]
+enum Standing {
+    /// Not begun, or begun and dropped: ours to hand over.
+    Open,
+    /// Not ours to run: settled, or with a higher hop.
+    NotOurs,
+    /// Ended, not reported yet.
+    Ended(End),
+    /// Ended and reported.
+    Reported,
+    /// To be tried again.
+    Later(Instant),
+    /// The same, and its remainder is being published.
+    Leaving(Instant),
+}
+
+#[derive(Debug)]
+struct Slot {
+    index: u64,
+    raw: Bytes,
+    counts: Counts,
+    standing: Standing,
+}
+
+/// One chunk being worked on.
+pub(crate) struct ChunkRun<'a> {
+    intake: &'a StageIntake,
+    version: &'a StageRunner,
+    header: ChunkHeader,
+    lost: CancellationToken,
+    deadline: Instant,
+    slots: Vec<Slot>,
+    next: usize,
+    unasked: bool,
+}
+
+impl<'a> ChunkRun<'a> {
+    /// A chunk to run: all its items, or those `wanted`.
+    pub(crate) fn new(
+        intake: &'a StageIntake,
+        version: &'a StageRunner,
+        delivery: &Delivery,
+        header: ChunkHeader,
+        lines: &[Bytes],
+        wanted: Option<&Ranges>,
+        unasked: bool,
+    ) -> Self {
+        let slot = |(index, raw, counts)| {
+            let ours = wanted.is_none_or(|wanted| wanted.contains(index));
+            let standing = if ours { Standing::Open } else { Standing::NotOurs };
+            Slot { index, raw, counts, standing }
+        };
+        let slots = report::carried(&header, lines).map(slot).collect();
+        let lost = delivery.lost.clone();
+        let deadline = delivery.received_at + version.budget;
+        Self { intake, version, header, lost, deadline, slots, next: 0, unasked }
+    }
+
+    /// Runs the items and returns what is to be sent before the delivery is let go of.
+    pub(crate) async fn run(mut self) -> Vec<Outgoing> {
+        let closing = CancellationToken::new();
+        let latencies = Mutex::default();
+        let surroundings = Surroundings {
+            version: self.version,
+            metrics: &self.intake.metrics,
+            context: self.context(),
+            deadline: self.deadline,
+            closing: &closing,
+            latencies: &latencies,
+            expires: self.header.expires.map(|expires| {
+                Instant::now() + Duration::from_millis(expires.saturating_sub(super::now_ms()))
+            }),
+        };
+        let mut publishing: Publishing<'_> = FuturesUnordered::new();
+        self.work(&surroundings, &mut publishing).await;
+        while let Some(published) = publishing.next().await {
+            self.note_published(published);
+        }
+        self.last_words(&latencies)
+    }
+
+    /// Starts items as slots come free, until all have ended or none may start any more.
+    async fn work(&mut self, surroundings: &Surroundings<'_>, publishing: &mut Publishing<'a>) {
+        let version = self.version;
+        let intake = self.intake;
+        let (lost, run) = (self.lost.clone(), self.header.id.run.clone());
+        let mut running: Running<'_> = FuturesUnordered::new();
+        let mut report_at = tokio::time::Instant::now() + REPORT_INTERVAL;
+        let deadline = tokio::time::Instant::from_std(self.deadline);
+        loop {
+            self.halt_if_told(surroundings, publishing);
+            self.hold_during_an_outage();
+            self.start_while_free(surroundings, &mut running).await;
+            let may_start = !surroundings.closing.is_cancelled() && self.next < self.slots.len();
+            if running.is_empty() && !may_start {
+                return;
+            }
+            let closing = surroundings.closing.is_cancelled();
+            tokio::select! {
+                biased;
+                () = intake.abort.cancelled() => return,
+                Some((position, became)) = running.next() => self.note(position, became),
+                slot = version.slots.acquire(), if may_start => self.start(surroundings, slot, &mut running),
+                _ = version.processor.outage(), if may_start => {}
+                () = intake.runs.halted(&run), if !closing => {}
+                () = lost.cancelled(), if !closing => surroundings.closing.cancel(),
+                () = intake.draining.cancelled(), if !closing => surroundings.closing.cancel(),
+                () = tokio::time::sleep_until(deadline), if !closing => surroundings.closing.cancel(),
+                () = tokio::time::sleep_until(report_at) => {
+                    self.report_early(publishing);
+                    self.leave_early(publishing);
+                    report_at = tokio::time::Instant::now() + REPORT_INTERVAL;
+                }
+                Some(published) = publishing.next() => self.note_published(published),
+            }
+        }
+    }
+
+    /// Starts items as long as slots are free, giving other tasks a turn now and then.
+    async fn start_while_free<'r>(&mut self, surroundings: &'r Surroundings<'_>, running: &mut Running<'r>)
+    where
+        'a: 'r,
+    {
+        let version = self.version;
+        for started in 1.. {
+            self.skip_what_is_not_ours();
+            if self.next >= self.slots.len() || surroundings.closing.is_cancelled() {
+                return;
+            }
+            let Some(slot) = version.slots.try_acquire() else { return };
+            self.start(surroundings, slot, running);
+            if started % ITEMS_PER_TURN == 0 {
+                tokio::task::yield_now().await;
+                self.close_if_it_is_time(surroundings);
+            }
+        }
+    }
+
+    /// While the destination's breaker is open, what has not begun leaves as a remainder (law 5).
+    fn hold_during_an_outage(&mut self) {
+        let Some(outage) = self.version.processor.outage_now() else {
+            return;
+        };
+        for slot in self.slots.iter_mut().skip(self.next) {
+            if matches!(slot.standing, Standing::Open) {
+                self.intake.metrics.holds.inc();
+                slot.counts.holds = slot.counts.holds.saturating_add(1);
+                slot.standing = Standing::Later(outage.until);
+            }
+        }
+        self.next = self.slots.len();
+    }
+
+    /// Once the run is paused or stopped nothing starts any more, and what has not begun leaves at once: to the held
+    /// queue, or as cancelled.
+    fn halt_if_told(&mut self, surroundings: &Surroundings<'_>, publishing: &mut Publishing<'a>) {
+        if surroundings.closing.is_cancelled() {
+            return;
+        }
+        match self.intake.runs.word(&self.header.id.run) {
+            None | Some(Word::Go) => return,
+            Some(Word::Stop) => self.cancel_the_rest(),
+            Some(Word::Pause) => self.hold_the_rest(publishing),
+        }
+        surroundings.closing.cancel();
+    }
+
+    fn cancel_the_rest(&mut self) {
+        let end = End::without_success(Outcome::Cancelled, &run_stopped());
+        for slot in self.slots.iter_mut().skip(self.next) {
+            if matches!(slot.standing, Standing::Open) {
+                slot.standing = Standing::Ended(end.clone());
+            }
+        }
+        self.next = self.slots.len();
+    }
+
+    fn close_if_it_is_time(&self, surroundings: &Surroundings<'_>) {
+        let is_halted = self.intake.runs.is_halted(&self.header.id.run);
+        let over = is_halted || self.lost.is_cancelled() || self.intake.draining.is_cancelled();
+        if over || Instant::now() >= self.deadline {
+            surroundings.closing.cancel();
+        }
+    }
+
+    fn skip_what_is_not_ours(&mut self) {
+        while self.slots.get(self.next).is_some_and(|slot| matches!(slot.standing, Standing::NotOurs)) {
+            self.next += 1;
+        }
+    }
+
+    /// Starts the next item. One that ends at its first poll is never scheduled at all.
+    fn start<'r>(
+        &mut self,
+        surroundings: &'r Surroundings<'_>,
+        slot: SlotGuard<'r>,
+        running: &mut Running<'r>,
+    ) {
+        self.skip_what_is_not_ours();
+        let position = self.next;
+        let Some(begun) = self.slots.get(position) else { return };
+        self.next += 1;
+        let item = Item {
+            raw: begun.raw.clone(),
+            index: begun.index,
+            attempt: begun.counts.attempts + 1,
+            context: Arc::clone(&surroundings.context),
+        };
+        let counts = begun.counts;
+        let mut attempts =
+            Box::pin(async move { (position, run_item(surroundings, slot, item, counts).await) });
+        match attempts.as_mut().now_or_never() {
+            Some((position, became)) => self.note(position, became),
+            None => running.push(attempts),
+        }
+    }
+
+    fn note(&mut self, position: usize, became: Became) {
+        let slot = &mut self.slots[position];
+        (slot.counts, slot.standing) = match became {
+            Became::Ended(counts, end) => (counts, Standing::Ended(end)),
+            Became::Later(counts, due) => (counts, Standing::Later(due)),
+        };
+    }
+
+    /// Publishes what has ended since the last time.
+    fn report_early(&mut self, publishing: &mut Publishing<'a>) {
+        let ended = self.take_ended();
+        let completions =
+            report::completions(&self.header, &ended, &Ranges::new(), &Latencies::default(), false);
+        for completion in completions {
+            let outgoing = report::to_collector(&completion, self.version.compress);
+            publishing.push(Box::pin(early::publish(self.intake, vec![outgoing], Vec::new())));
+        }
+    }
+
+    fn take_ended(&mut self) -> Vec<Ended> {
+        let sent = &self.intake.metrics.outcomes_sent;
+        let take = |slot: &mut Slot| match std::mem::replace(&mut slot.standing, Standing::Reported) {
+            Standing::Ended(end) => {
+                sent.of(end.outcome).inc();
+                Some(Ended { index: slot.index, raw: slot.raw.clone(), counts: slot.counts, end })
+            }
+            other => {
+                slot.standing = other;
+                None
+            }
+        };
+        self.slots.iter_mut().filter_map(take).collect()
+    }
+
+    /// Remainders first, then the completions; the last one names what was handed over (law 2). When the
+    /// delivery is lost its copy has the open items, so none of them is sent on.
+    fn last_words(mut self, latencies: &Mutex<Latencies>) -> Vec<Outgoing> {
+        let ended = self.take_ended();
+        let sent_on: Vec<SentOn> = if self.lost.is_cancelled() {
+            Vec::new()
+        } else {
+            self.slots.iter().filter_map(sent_on).collect()
+        };
+        let handed_over = Ranges::from_ascending(sent_on.iter().map(|item| item.index));
+        let compress = self.version.compress;
+        let mut outgoing =
+            report::remainders(&self.header, &self.intake.key, &sent_on, Instant::now(), compress);
+        let latencies = std::mem::take(&mut *latencies.lock().unwrap_or_else(PoisonError::into_inner));
+        let completions = report::completions(&self.header, &ended, &handed_over, &latencies, self.unasked);
+        outgoing.extend(completions.iter().map(|completion| report::to_collector(completion, compress)));
+        outgoing
+    }
+
+    fn context(&self) -> Arc<StageContext> {
+        Arc::new(StageContext {
+            run: self.header.id.run.clone(),
+            root_run: self.header.root_run.clone(),
+            job: self.header.job.clone(),
+            stage: self.header.id.stage.clone(),
+            source: self.header.id.source.clone(),
+        })
+    }
+}
+
+fn sent_on(slot: &Slot) -> Option<SentOn> {
+    let due = match slot.standing {
+        Standing::Open => None,
+        Standing::Later(due) | Standing::Leaving(due) => Some(due),
+        Standing::NotOurs | Standing::Ended(_) | Standing::Reported => return None,
+    };
+    Some(SentOn { index: slot.index, raw: slot.raw.clone(), counts: slot.counts, due })
+}

@@ -1,0 +1,185 @@
+//! One delivery of a work queue, from its arrival to its settlement.
+//!
+//! [`mod@triage`] decides what to do with the chunk, [`items`] runs its items, [`attempts`] tries one of them, [`report`]
+//! turns what became of them into messages. This file connects the three and lets go of the delivery.
+
+mod attempts;
+mod items;
+mod report;
+#[cfg(test)]
+mod tests;
+pub(crate) mod triage;
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use windrow_common::broker::parking::Death;
+use windrow_common::broker::{BrokerError, Delivery, Outgoing, Queue, Settlement, Target};
+use windrow_common::envelope::Message;
+use windrow_common::envelope::chunk::{ChunkHeader, KIND};
+use windrow_common::ranges::Ranges;
+
+use self::items::ChunkRun;
+use self::triage::{Circumstances, Triage, has_expired, held_by_outage, triage, unanswered};
+use crate::stage::{StageIntake, StageRunner};
+use crate::verdict::End;
+
+/// Works on one delivery and lets go of it. A delivery that was lost, or that a closed broker can't take
+/// back, is left to the broker, which delivers it again.
+pub(crate) async fn handle(intake: &StageIntake, delivery: Delivery) {
+    intake.metrics.chunks_received.inc();
+    if delivery.redelivered {
+        intake.metrics.deliveries_redelivered.inc();
+    }
+    let (header, lines) = match ChunkHeader::from_message(&delivery.message) {
+        Ok(chunk) => chunk,
+        Err(reason) => {
+            let parked = park(&delivery, &reason.to_string());
+            return settle(intake, delivery, vec![parked]).await;
+        }
+    };
+    let version = intake.version(&header.hash);
+    let circumstances = Circumstances {
+        redelivered: delivery.redelivered,
+        job_known: version.is_some(),
+        word: intake.runs.word(&header.id.run),
+        now_ms: now_ms(),
+    };
+    let decided = triage(&header, circumstances);
+    match (decided, version) {
+        (Triage::Run, Some(version)) => run(intake, version, delivery, header, &lines, None, false).await,
+        (Triage::Ask, Some(version)) => match version.processor.outage_now() {
+            _ if has_expired(&header, now_ms()) => ask(intake, version, delivery, header, &lines).await,
+            None => ask(intake, version, delivery, header, &lines).await,
+            Some(outage) => {
+                let held = held_by_outage(&header, outage, now_ms());
+                without_running(intake, delivery, header, &lines, held).await;
+            }
+        },
+        (decided, _) => without_running(intake, delivery, header, &lines, decided).await,
+    }
+}
+
+/// Law 4: a copy asks before it works.
+async fn ask(
+    intake: &StageIntake,
+    version: &Arc<StageRunner>,
+    delivery: Delivery,
+    header: ChunkHeader,
+    lines: &[Bytes],
+) {
+    intake.metrics.questions_asked.inc();
+    let answer = tokio::select! {
+        answer = intake.questions.ask(&header) => answer,
+        () = delivery.lost.cancelled() => return,
+    };
+    match answer {
+        Ok(Some(wanted)) => {
+            intake.metrics.questions_answered.inc();
+            run(intake, version, delivery, header, lines, Some(&wanted), false).await;
+        }
+        Ok(None) => match unanswered(&header) {
+            Triage::Run => {
+                intake.metrics.chunks_unasked.inc();
+                tracing::warn!(chunk = %header.id, "no collector answered for ten minutes: running a copy unasked");
+                run(intake, version, delivery, header, lines, None, true).await;
+            }
+            decided => without_running(intake, delivery, header, lines, decided).await,
+        },
+        Err(error) => tracing::error!(chunk = %header.id, %error, "could not ask about a copy"),
+    }
+}
+
+async fn run(
+    intake: &StageIntake,
+    version: &Arc<StageRunner>,
+    delivery: Delivery,
+    header: ChunkHeader,
+    lines: &[Bytes],
+    wanted: Option<&Ranges>,
+    unasked: bool,
+) {
+    let outgoing = ChunkRun::new(intake, version, &delivery, header, lines, wanted, unasked).run().await;
+    if outgoing.iter().any(|outgoing| outgoing.message.kind == KIND) {
+        intake.metrics.chunks_handed_over.inc();
+    }
+    settle(intake, delivery, outgoing).await;
+}
+
+async fn without_running(
+    intake: &StageIntake,
+    delivery: Delivery,
+    header: ChunkHeader,
+    lines: &[Bytes],
+    decided: Triage,
+) {
+    let outgoing = match decided {
+        Triage::PutAside(held, delay) => {
+            let target = Target::Delay { delay, stage: intake.key.clone() };
+            vec![as_it_is(intake, &delivery, &held, target)]
+        }
+        Triage::Hold(held) => {
+            let target = Target::Queue(Queue::Held(intake.key.clone()));
+            let outgoing = vec![as_it_is(intake, &delivery, &held, target)];
+            settle(intake, delivery, outgoing).await;
+            return intake.runs.was_held(&header.id.run);
+        }
+        Triage::EndAll(outcome, error) => {
+            let end = End::without_success(outcome, &error);
+            intake.metrics.outcomes_sent.of(outcome).inc_by(header.items.len());
+            report::all_ended(&header, lines, &end)
+        }
+        Triage::Park(reason) => vec![park(&delivery, &reason)],
+        // `handle` runs these; without a version of the job there is nothing to run them with.
+        Triage::Run | Triage::Ask => return,
+    };
+    settle(intake, delivery, outgoing).await;
+}
+
+/// The same chunk under a header with other counters, and a hold for each of its items.
+fn as_it_is(intake: &StageIntake, delivery: &Delivery, held: &ChunkHeader, target: Target) -> Outgoing {
+    intake.metrics.holds.inc_by(held.items.len());
+    let headers = held.to_message(Bytes::new(), false).headers;
+    Outgoing { target, message: Message { headers, ..delivery.message.clone() } }
+}
+
+/// Lets go of a delivery (law 2).
+async fn settle(intake: &StageIntake, delivery: Delivery, outgoing: Vec<Outgoing>) {
+    let message_id = delivery.message.message_id.clone();
+    let received_at = delivery.received_at;
+    match intake.broker.settle(delivery, outgoing).await {
+        Ok(Settlement::Done) => {
+            intake.metrics.chunks_settled.inc();
+            intake.metrics.chunk_seconds.observe(received_at.elapsed().as_secs_f64());
+        }
+        Ok(Settlement::Lost) => {
+            intake.metrics.chunks_lost.inc();
+            tracing::info!(
+                chunk = message_id,
+                "settled a delivery that was lost meanwhile; its copy will ask"
+            );
+        }
+        Err(BrokerError::Closed) => {
+            tracing::warn!(
+                chunk = message_id,
+                "the broker was closed before a chunk was settled; it will come again"
+            );
+        }
+        Err(error) => {
+            tracing::error!(chunk = message_id, %error, "could not settle a chunk; it will come again");
+        }
+    }
+}
+
+/// The message, on its way to where a person will see it; by the collector, when a run waits for it.
+fn park(delivery: &Delivery, reason: &str) -> Outgoing {
+    let message_id = &delivery.message.message_id;
+    tracing::error!(message_id, reason, "parked a message that cannot be handled");
+    Death::new(reason, &delivery.queue, now_ms()).outgoing(&delivery.message)
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

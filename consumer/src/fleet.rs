@@ -1,0 +1,120 @@
+//! What a consumer and the active collector tell each other: permits of rates, and which destinations are down.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use windrow_common::broker::{Broker, BrokerError, Outgoing, Target};
+use windrow_common::envelope::control::{Beat, Control, Found, Lease, Outage};
+use windrow_common::ids::ProcessId;
+
+use crate::processor::{Destination, Destinations};
+
+/// How often it is looked whether a demand is due.
+const TICK: Duration = Duration::from_millis(50);
+
+/// The destinations of a process, and who speaks for the fleet.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    process: ProcessId,
+    destinations: BTreeMap<String, Arc<Destination>>,
+    collector: watch::Sender<Option<ProcessId>>,
+}
+
+/// What this process finds of a destination by its own calls: for how long it is down, or that it works again.
+pub(crate) type Finding = (String, Option<Duration>);
+
+impl Fleet {
+    /// Of this process, and what it finds, to be told.
+    pub(crate) fn new(
+        process: ProcessId,
+        destinations: &Destinations,
+    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Finding>) {
+        let (sender, findings) = mpsc::unbounded_channel();
+        destinations.tell_findings(&sender);
+        let destinations = destinations.by_name().clone();
+        (Arc::new(Self { process, destinations, collector: watch::Sender::new(None) }), findings)
+    }
+
+    /// A collector says that it is the active one.
+    pub(crate) fn beat(&self, beat: Beat) {
+        self.collector
+            .send_if_modified(|known| known.replace(beat.collector.clone()) != Some(beat.collector));
+    }
+
+    /// A collector lends permits.
+    pub(crate) fn lend(&self, lease: &Lease) {
+        if let Some(gate) = self.destinations.get(&lease.destination).and_then(|found| found.rates()) {
+            gate.lend(lease, Instant::now());
+        }
+    }
+
+    /// A collector says that a destination is down, or works again.
+    pub(crate) fn hear(&self, outage: &Outage) {
+        if let Some(destination) = self.destinations.get(&outage.destination) {
+            destination.hear(outage, &self.process);
+        }
+    }
+
+    /// Demands permits whenever it is time, and tells findings, until the broker is closed.
+    pub(crate) async fn speak(
+        self: Arc<Self>,
+        broker: Arc<dyn Broker>,
+        mut findings: mpsc::UnboundedReceiver<Finding>,
+    ) {
+        let has_rates = self.destinations.values().any(|destination| destination.rates().is_some());
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let sent = tokio::select! {
+                _ = tick.tick(), if has_rates => self.demand(&broker).await,
+                finding = findings.recv() => match finding {
+                    Some(finding) => self.tell(finding, &broker).await,
+                    None => return,
+                },
+            };
+            match sent {
+                Err(BrokerError::Closed) => return,
+                // Permits are asked for again soon, and each process is right about outages by itself.
+                Err(error) => tracing::debug!(%error, "the collector could not be told"),
+                Ok(()) => {}
+            }
+        }
+    }
+
+    /// Gives up all permits, so that others have them at once: this process makes no more calls.
+    pub(crate) async fn leave(&self, broker: &Arc<dyn Broker>) {
+        for gate in self.destinations.values().filter_map(|destination| destination.rates()) {
+            let demand = gate.farewell(&self.process, Instant::now());
+            if let Err(error) = self.send(Control::Demand(demand), broker).await {
+                tracing::debug!(%error, "permits could not be given up; they run out");
+            }
+        }
+    }
+
+    async fn demand(&self, broker: &Arc<dyn Broker>) -> Result<(), BrokerError> {
+        if self.collector.borrow().is_none() {
+            return Ok(());
+        }
+        for gate in self.destinations.values().filter_map(|destination| destination.rates()) {
+            if let Some(demand) = gate.demand(&self.process, Instant::now()) {
+                self.send(Control::Demand(demand), broker).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn tell(&self, finding: Finding, broker: &Arc<dyn Broker>) -> Result<(), BrokerError> {
+        let (destination, down) = finding;
+        let down_ms = down.map(|down| u64::try_from(down.as_millis()).unwrap_or(u64::MAX));
+        self.send(Control::Found(Found { process: self.process.clone(), destination, down_ms }), broker).await
+    }
+
+    /// To the active collector, if there is one.
+    async fn send(&self, control: Control, broker: &Arc<dyn Broker>) -> Result<(), BrokerError> {
+        let Some(collector) = self.collector.borrow().clone() else { return Ok(()) };
+        let message = control.to_message();
+        broker.publish(Outgoing { target: Target::Process(collector), message }).await
+    }
+}

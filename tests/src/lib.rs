@@ -1,0 +1,17 @@
+//! What the end-to-end suites and benchmarks are built from: real brokers, real processes, and a destination
+//! that remembers every call.
+
+pub mod account;
+pub mod broker_contract;
+pub mod desk;
+pub mod destination;
+pub mod fleet;
+pub mod front_door;
+pub mod ledger_contract;
+pub mod metrics;
+pub mod postgres_server;
+pub mod process;
+pub mod rabbitmq_installation;
+pub mod rabbitmq_server;
+pub mod seeded;
+pub mod small_disk;
