@@ -73,7 +73,9 @@ impl Limits {
             let has = demand.has.iter().find(|has| has.window == window.rate.window.as_secs());
             let (held, busy) = has.map_or((0, 0), |has| (has.held, has.busy));
             let wanted = busy.saturating_add(demand.need);
-            Lent { rate: window.rate, permits: window.grant(&demand.process, held, wanted, now) }
+            let permits = window.grant(&demand.process, held, wanted, now);
+            let is_all = now >= window.opens_at && permits < wanted;
+            Lent { rate: window.rate, permits, is_all }
         });
         Lease { destination: demand.destination.clone(), sequence: demand.sequence, lent: lent.collect() }
     }
@@ -189,6 +191,16 @@ mod tests {
         );
         // What it still holds of that is known by then.
         assert_eq!(granted(&mut limits, &demand(2, 0, 0, 100), open(begun)), 50);
+    }
+
+    #[test]
+    fn a_lease_says_whether_there_is_more_to_wait_for() {
+        let begun = Instant::now();
+        let mut limits = Limits::new(BTreeMap::new(), begun);
+        let mut is_all = |need, now| limits.grant(&demand(1, 0, 0, need), now).lent[0].is_all;
+        assert!(!is_all(1_000, begun), "what is not lent yet is not used up");
+        assert!(!is_all(100, open(begun)));
+        assert!(is_all(101, open(begun)));
     }
 
     #[test]

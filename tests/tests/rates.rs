@@ -89,6 +89,27 @@ fn no_second_sees_more_calls_than_the_rate_while_consumers_come_and_go() {
     check_balance(&report(&fleet.run_folder("rated")), ITEMS);
 }
 
+/// Permits of a long window cool for as long; a collector that lends nothing yet says nothing about them.
+#[test]
+fn no_item_is_put_aside_for_a_day_because_the_collector_was_started_again() {
+    let folder = TempDir::new().unwrap();
+    let destination = Destination::start(Behaviour::default());
+    write_items(&folder.path().join("items.jsonl"), 400);
+    let job = job(&destination, "../items.jsonl", "rate = [\"100/s\", \"1000000/d\"]");
+    let broker = format!("embedded:{}", folder.path().join("queue").display());
+    let fleet = Fleet::new(folder.path(), &broker, &job);
+    let (mut collector, _consumer) = fleet.start();
+    let mut producer = fleet.producer("rated", None);
+    wait_until("calls are made", Duration::from_secs(60), || destination.call_count() >= 100);
+    assert!(collector.kill());
+    assert!(destination.call_count() < 400, "the collector was killed in mid-run");
+    let _collector = fleet.collector(None);
+    let status = producer.wait(Duration::from_secs(60));
+    assert!(status.success(), "{status}");
+    assert!(most_in_a_second(&times(&destination)) <= 100);
+    check_balance(&report(&fleet.run_folder("rated")), 400);
+}
+
 /// In one process the rate holds from the first call on, and waiting for it is no throttle and no attempt.
 #[test]
 fn a_run_in_one_process_keeps_the_rate() {

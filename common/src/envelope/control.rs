@@ -151,6 +151,10 @@ pub struct Lent {
     pub rate: Rate,
     /// How many permits this consumer is to have.
     pub permits: u32,
+    /// Whether it would have been lent more if there were more. Otherwise what comes free where it is used is not all
+    /// there is to wait for.
+    #[serde(default)]
+    pub is_all: bool,
 }
 
 /// What a consumer tells the active collector of a destination: by its own calls it is down, or works again.

@@ -14,6 +14,9 @@ use super::Outage;
 /// A call that has to wait for longer than this for its permit waits in the broker, not in a slot (law 5).
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
+/// It is put aside for at most so long at a time: another consumer may give up permits meanwhile.
+const LONGEST_ASIDE: Duration = Duration::from_secs(60);
+
 /// Demands are this far apart while calls wait for permits ...
 const EAGER_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -51,7 +54,7 @@ struct State {
 struct Share {
     window: Duration,
     permits: Permits,
-    /// Whether the collector had no more when it was asked: what comes free here is then all there is to wait for.
+    /// See [`Lent::is_all`](windrow_common::envelope::control::Lent::is_all).
     is_all: bool,
 }
 
@@ -116,7 +119,8 @@ impl RateGate {
         })
     }
 
-    /// Waits for the right to make a call. An error when it will not come within 2 s: until when to wait elsewhere.
+    /// Waits for the right to make a call. An error when it will not come within 2 s: until when to wait elsewhere, at
+    /// most [`LONGEST_ASIDE`].
     pub(crate) async fn pass(self: &Arc<Self>) -> Result<RatePass, Outage> {
         let _waiting = Waiting::enter(&self.waiting);
         loop {
@@ -128,8 +132,8 @@ impl RateGate {
                 Taken::Permit { is_lent } => {
                     return Ok(RatePass { gate: Arc::clone(self), is_lent, is_used: true });
                 }
-                Taken::NotBefore(until) if until > now + LONGEST_WAIT => return Err(Outage { until }),
                 Taken::NotBefore(until) => until,
+                Taken::Elsewhere(until) => return Err(Outage { until }),
                 Taken::Unknown => now + LEASE,
             };
             tokio::select! {
@@ -199,7 +203,7 @@ impl RateGate {
             });
             let share = &mut state.lent[at];
             share.permits.set_target(lent.permits, now);
-            share.is_all = !share.permits.has_free(now);
+            share.is_all = lent.is_all;
         }
         state.lent_until = demanded_at + LEASE;
         drop(state);
@@ -213,9 +217,15 @@ impl RateGate {
 }
 
 /// What came of asking for a permit.
+#[derive(Debug, PartialEq, Eq)]
 enum Taken {
-    Permit { is_lent: bool },
+    Permit {
+        is_lent: bool,
+    },
+    /// To be waited for here.
     NotBefore(Instant),
+    /// To be waited for in the broker.
+    Elsewhere(Instant),
     Unknown,
 }
 
@@ -226,10 +236,12 @@ impl State {
         }
         let mut free_at = (!self.lent.is_empty()).then_some(now);
         for Share { permits, is_all, .. } in &mut self.lent {
-            let free = permits.next_free(now).filter(|at| *at <= now || *is_all);
+            // Of a window as short as the wait for the next lease what comes free here is all in any case.
+            let free = permits.next_free(now).filter(|at| *at <= now + LONGEST_WAIT || *is_all);
             free_at = free_at.zip(free).map(|(latest, free)| latest.max(free));
         }
         match free_at {
+            Some(at) if at > now + LONGEST_WAIT => Taken::Elsewhere(at.min(now + LONGEST_ASIDE)),
             Some(at) if at > now => Taken::NotBefore(at),
             Some(_) => {
                 for share in &mut self.lent {
@@ -293,7 +305,11 @@ mod tests {
     }
 
     fn lease(sequence: u64, permits: u32) -> Lease {
-        Lease { destination: "d".to_owned(), sequence, lent: vec![Lent { rate: TEN, permits }] }
+        lease_of(sequence, vec![Lent { rate: TEN, permits, is_all: false }])
+    }
+
+    fn lease_of(sequence: u64, lent: Vec<Lent>) -> Lease {
+        Lease { destination: "d".to_owned(), sequence, lent }
     }
 
     #[test]
@@ -315,6 +331,35 @@ mod tests {
         gate.demand(&process(), now + CALM_INTERVAL).unwrap();
         gate.lend(&lease(old.sequence, 3), now + CALM_INTERVAL);
         assert_eq!(takes(&gate, now + CALM_INTERVAL), 0);
+    }
+
+    /// What a call has to wait for at a gate with a rate of a second and one of a day, whose only permits were used
+    /// between a demand and its answer.
+    fn taken_after_a_late_answer(is_all: bool, now: Instant) -> Taken {
+        let a_day = Rate { window: Duration::from_secs(86_400), calls: 1_000_000 };
+        let gate = RateGate::new("d", vec![TEN, a_day], None);
+        let lent = |rate| Lent { rate, permits: 1, is_all };
+        for answered in [now, now + CALM_INTERVAL] {
+            let demand = gate.demand(&process(), answered).unwrap();
+            if takes(&gate, answered) > 0 {
+                gate.state().lent.iter_mut().for_each(|share| share.permits.ended(answered));
+            }
+            gate.lend(&lease_of(demand.sequence, vec![lent(TEN), lent(a_day)]), answered);
+        }
+        gate.state().take(now + CALM_INTERVAL)
+    }
+
+    #[test]
+    fn permits_used_up_before_their_answer_came_are_no_used_up_rate() {
+        let now = Instant::now();
+        assert_eq!(taken_after_a_late_answer(false, now), Taken::Unknown);
+    }
+
+    #[test]
+    fn a_call_of_a_rate_that_is_used_up_is_put_aside_for_a_minute_at_most() {
+        let now = Instant::now();
+        let until = now + CALM_INTERVAL + LONGEST_ASIDE;
+        assert_eq!(taken_after_a_late_answer(true, now), Taken::Elsewhere(until));
     }
 
     #[test]
