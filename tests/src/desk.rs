@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::process::{binary, wait_until};
+use crate::process::binary;
 use crate::rabbitmq_server::PASSWORD;
 
 /// No command of these tests takes longer.
@@ -160,10 +160,13 @@ impl Running {
     /// Waits for its end. No command may panic, or show the broker's password.
     pub fn wait(mut self) -> Said {
         drop(self.child.stdin.take());
-        let what = "the command ends";
-        wait_until(what, PATIENCE, || self.child.try_wait().unwrap().is_some());
+        let until = Instant::now() + PATIENCE;
+        while self.is_running() {
+            assert!(Instant::now() < until, "the command does not end:\n{}{}", read(&self.out), self.err());
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let code = self.child.wait().unwrap().code();
-        let said = Said { code, out: read(&self.out), err: read(&self.err) };
+        let said = Said { code, out: read(&self.out), err: self.err() };
         for text in [&said.out, &said.err] {
             assert!(!text.contains("panicked"), "{said}");
             assert!(!text.contains(PASSWORD), "the broker's password is shown: {said}");
