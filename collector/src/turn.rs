@@ -15,7 +15,7 @@ use windrow_common::ids::ProcessId;
 use crate::collector::AbortOnDrop;
 
 /// Deliveries in hand: one batch being settled, one gathering, and some being let go of.
-const PREFETCH: u16 = 2_000;
+const PREFETCH: u16 = 1_000;
 
 /// Who stands by says so this often, at most.
 const WORD_INTERVAL: Duration = Duration::from_secs(2);
