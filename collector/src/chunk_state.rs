@@ -54,7 +54,8 @@ pub struct Settled {
     pub counts: OutcomeCounts,
     /// Items that had settled before, with the same outcome and output or not.
     pub duplicates: u64,
-    /// Of these, the ones with another outcome or output.
+    /// Of these, the ones with another outcome or output. A cancellation that came too late is none: it says that nothing
+    /// was done.
     pub conflicts: u64,
     /// Items the collector had closed before their outcome came.
     pub late: u64,
@@ -111,7 +112,8 @@ impl ChunkState {
                     CLOSED_DIGEST => result.late += 1,
                     known => {
                         result.duplicates += 1;
-                        result.conflicts += u64::from(known != item.digest);
+                        let differs = known != item.digest && item.outcome != Outcome::Cancelled;
+                        result.conflicts += u64::from(differs);
                     }
                 }
             }
@@ -232,7 +234,7 @@ mod tests {
         fn settle(&mut self, index: u64, end: (Outcome, u8)) -> bool {
             if let Some(known) = self.ends.get(&index) {
                 self.duplicates += 1;
-                self.conflicts += u64::from(*known != end);
+                self.conflicts += u64::from(*known != end && end.0 != Outcome::Cancelled);
                 return false;
             }
             self.ends.insert(index, end);

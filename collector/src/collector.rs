@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use windrow_common::broker::{Broker, Delivery, Subscription};
+use windrow_common::clock;
 use windrow_common::envelope::control::RunState;
 use windrow_common::envelope::{Headers, Message};
 use windrow_common::ids::RunId;
@@ -23,7 +24,7 @@ use crate::report::Report;
 use crate::run_state::{CommandError, RunCommand};
 use crate::settling::Settling;
 use crate::turn::Turn;
-use crate::{CollectorError, Options, control, fleet, unix_ms};
+use crate::{CollectorError, Options, control, fleet};
 
 /// A batch has at most this many messages ...
 const BATCH_MESSAGES: usize = 512;
@@ -322,7 +323,7 @@ impl Drop for AbortOnDrop {
 }
 
 fn now() -> Now {
-    Now { instant: Instant::now(), unix_ms: unix_ms() }
+    Now { instant: clock::now(), unix_ms: clock::unix_ms() }
 }
 
 fn no_message() -> Message {

@@ -20,6 +20,7 @@ use windrow_common::ids::{ProcessId, RunId};
 use windrow_common::job::{JobSet, Rate};
 use windrow_common::telemetry::metrics::LedgerMetrics;
 
+use crate::answers::Asked;
 use crate::chunks::Chunks;
 use crate::dead::DeadChunk;
 use crate::incoming::{Group, Incoming, read_group, run_of};
@@ -127,17 +128,19 @@ impl Engine {
         if messages.is_empty() {
             self.commit_or_check(Changes::default()).await?;
         }
+        let mut answers = Vec::new();
         let mut rest = messages;
         while !rest.is_empty() {
             let (group, taken) = read_group(rest, now.unix_ms);
             rest = &rest[taken..];
-            self.settle(group, now, &mut effects).await?;
+            answers.extend(self.settle(group, now, &mut effects).await?);
         }
         let parked = effects.parked.iter().flatten().count() as u64;
         self.ledger_metrics.completions.inc_by(messages.len() as u64 - parked);
         self.ledger_metrics.completions_parked.inc_by(parked);
-        self.ledger_metrics.answers_sent.inc_by(effects.answers.len() as u64);
+        self.ledger_metrics.answers_sent.inc_by(answers.len() as u64);
         self.do_duties(now).await?;
+        effects.answers.extend(answers.into_iter().map(|answer| self.last_answer(answer)));
         self.tell(now, &mut effects).await?;
         Ok(effects)
     }
@@ -229,13 +232,20 @@ impl Engine {
         Ok(())
     }
 
-    async fn settle(&mut self, group: Group, now: Now, effects: &mut Effects) -> Result<(), CollectorError> {
+    async fn settle(
+        &mut self,
+        group: Group,
+        now: Now,
+        effects: &mut Effects,
+    ) -> Result<Vec<Asked>, CollectorError> {
         let mut changes = Changes::default();
         let mut chunks = self.load_chunks(&group, now).await?;
+        let mut questions = Vec::new();
         for incoming in group {
             let died = match incoming {
                 Ok(Incoming::Completion(completion)) => {
-                    let taken = self.apply(completion, &mut chunks, &mut changes, now, effects).await?;
+                    let taken =
+                        self.apply(completion, &mut chunks, &mut changes, now, &mut questions).await?;
                     taken.err().map(|refusal| Death::new(refusal.0, &Queue::Completion, now.unix_ms))
                 }
                 Ok(Incoming::Dead(dead)) => {
@@ -248,10 +258,11 @@ impl Engine {
             };
             effects.parked.push(died);
         }
+        let answers = self.answers(questions, &chunks);
         changes.chunks = chunks.into_changed();
         self.commit_or_check(changes).await?;
         self.ledger_metrics.batches.inc();
-        Ok(())
+        Ok(answers)
     }
 
     /// Loads the runs a group speaks of, and the chunks of those that are known.
@@ -294,7 +305,7 @@ impl Engine {
         chunks: &mut Chunks,
         changes: &mut Changes,
         now: Now,
-        effects: &mut Effects,
+        questions: &mut Vec<Question>,
     ) -> Result<Result<(), Refusal>, CollectorError> {
         let Some(id) = run_of(&completion).cloned() else { return Ok(Ok(())) };
         if let Completion::Opened(opened) = completion {
@@ -314,9 +325,10 @@ impl Engine {
                 place::make_ready(&self.options.data_dir, &self.patience, run).await?;
                 run.chunk_key(&outcomes.id).and_then(|key| run.outcomes(&outcomes, key, chunks, changes))
             }
-            Completion::Question(question) => answer(run, &question, chunks).map(|answer| {
-                effects.answers.push((question.reply_to, answer));
-            }),
+            Completion::Question(question) => {
+                let taken = run.chunk_key(&question.id).and_then(|key| run.question(&question, key, chunks));
+                taken.map(|()| questions.push(question))
+            }
             Completion::Opened(_) | Completion::StandsBy(_) => Ok(()),
         })
     }
@@ -382,12 +394,6 @@ impl Engine {
         crash::point("collector.written");
         Ok(())
     }
-}
-
-fn answer(run: &mut Run, question: &Question, chunks: &mut Chunks) -> Result<Answer, Refusal> {
-    let key = run.chunk_key(&question.id)?;
-    let items = run.question(question, key, chunks)?;
-    Ok(Answer { token: question.token.clone(), run_items: items.to_string() })
 }
 
 #[cfg(test)]

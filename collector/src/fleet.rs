@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use windrow_common::broker::{Broker, BrokerError, Outgoing, Queue, Subscription, Target};
+use windrow_common::clock;
 use windrow_common::envelope::Message;
 use windrow_common::envelope::control::{Beat, Control};
 use windrow_common::ids::ProcessId;
@@ -16,7 +17,6 @@ use crate::collector::Controller;
 use crate::engine::Engine;
 use crate::limits::Limits;
 use crate::outages::Outages;
-use crate::unix_ms;
 
 /// How often the fleet is told where the active collector is.
 const BEAT_INTERVAL: Duration = Duration::from_secs(1);
@@ -39,7 +39,7 @@ pub(crate) async fn serve(
 ) -> Result<Serving, BrokerError> {
     let process = ProcessId::generate();
     let subscription = broker.subscribe(vec![Queue::Process(process.clone())], PREFETCH).await?;
-    let limits = Limits::new(BTreeMap::new(), Instant::now());
+    let limits = Limits::new(BTreeMap::new(), clock::now());
     let speaker = Speaker { broker, process, limits, outages, controller };
     Ok(Serving(tokio::spawn(speaker.run(subscription, ruling))))
 }
@@ -121,7 +121,7 @@ impl Speaker {
     async fn beat(&mut self, beats: u64) {
         self.say(Target::Everybody, Control::Beat(Beat { collector: self.process.clone() })).await;
         if beats.is_multiple_of(OUTAGE_BEATS) {
-            let now_ms = unix_ms();
+            let now_ms = clock::unix_ms();
             for destination in self.outages.forget(now_ms) {
                 self.controller.keep_outage(destination, None);
             }
@@ -134,11 +134,11 @@ impl Speaker {
     async fn hear(&mut self, message: &Message) {
         match Control::from_message(message) {
             Ok(Control::Demand(demand)) => {
-                let lease = self.limits.grant(&demand, Instant::now());
+                let lease = self.limits.grant(&demand, clock::now());
                 self.say(Target::Process(demand.process), Control::Lease(lease)).await;
             }
             Ok(Control::Found(found)) => {
-                let (outage, until_ms) = self.outages.hear(&found, unix_ms());
+                let (outage, until_ms) = self.outages.hear(&found, clock::unix_ms());
                 self.say(Target::Everybody, Control::Outage(outage)).await;
                 self.controller.keep_outage(found.destination, until_ms);
             }

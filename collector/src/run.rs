@@ -170,28 +170,33 @@ impl Run {
         Ok(())
     }
 
-    /// Answers a question: the items to run.
+    /// Takes a question: it shows that its items were handed to its hop. At hop 0 that says nothing, and an unknown
+    /// chunk stays unknown.
     pub(crate) fn question(
         &mut self,
         question: &Question,
         key: ChunkKey,
         chunks: &mut Chunks,
-    ) -> Result<Ranges, Refusal> {
-        if !self.takes(key, question.span, chunks.get(&key))? {
-            return Ok(Ranges::new());
+    ) -> Result<(), Refusal> {
+        if !self.takes(key, question.span, chunks.get(&key))? || question.hop == 0 {
+            return Ok(());
         }
-        if question.hop == 0 {
-            // Nothing to record: an unknown chunk stays unknown.
-            let answer = chunks.get(&key).map(|chunk| chunk.answer(&question.items, 0));
-            return Ok(answer.unwrap_or_else(|| question.items.clone()));
-        }
-        let chunk = chunks.change(key, question.span);
-        let waiting = chunk.hand_over(&question.items, question.hop).waiting;
-        let answer = chunk.answer(&question.items, question.hop);
+        let waiting = chunks.change(key, question.span).hand_over(&question.items, question.hop).waiting;
         self.record.stages[key.stage as usize].waiting_items += waiting;
         self.saw_chunk(key, question.span);
         self.mark_changed();
-        Ok(answer)
+        Ok(())
+    }
+
+    /// Answers a question that was taken: the items to run.
+    pub(crate) fn answer(&mut self, question: &Question, chunks: &Chunks) -> Result<Ranges, Refusal> {
+        let key = self.chunk_key(&question.id)?;
+        let known = chunks.get(&key);
+        if !self.takes(key, question.span, known)? {
+            return Ok(Ranges::new());
+        }
+        let answer = known.map(|chunk| chunk.answer(&question.items, question.hop));
+        Ok(answer.unwrap_or_else(|| question.items.clone()))
     }
 
     /// Brings the metrics up to the record, which is durable.

@@ -14,7 +14,7 @@ use windrow_common::shutdown::Drained;
 use windrow_common::telemetry::metrics::Metrics;
 
 use crate::fleet::Fleet;
-use crate::processor::{self, BuildError, Destinations};
+use crate::processor::{self, BuildError, Destinations, Processor};
 use crate::questions::Questions;
 use crate::runs::RunWords;
 use crate::stage::{StageIntake, StageRunner, prefetch};
@@ -29,6 +29,9 @@ pub struct Options {
     pub grace: Duration,
     /// Where this process counts.
     pub metrics: Arc<Metrics>,
+    /// Processors written in Rust, for stages whose work is not what their job file says but this. Conditions, retries,
+    /// limits and all the rest are as the file says. None in the binaries.
+    pub own_processors: BTreeMap<StageKey, Arc<dyn Processor>>,
 }
 
 /// How long items that are running may take to end at a shutdown, unless `--grace` says otherwise.
@@ -77,7 +80,7 @@ impl Consumer {
     ) -> Result<Self, ConsumerError> {
         let destinations = Destinations::of_jobs(jobs.iter().map(AsRef::as_ref));
         destinations.show_in(&options.metrics);
-        let versions = build(jobs, &destinations, &options.metrics, env)?;
+        let versions = build(jobs, &destinations, &options, env)?;
         if versions.is_empty() {
             return Err(ConsumerError::NoJobs);
         }
@@ -151,21 +154,21 @@ type Versions = BTreeMap<StageKey, (Vec<Arc<StageRunner>>, u16)>;
 fn build(
     jobs: &JobSet,
     destinations: &Destinations,
-    metrics: &Metrics,
+    options: &Options,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Versions, ConsumerError> {
     let mut versions = Versions::new();
     for job in jobs.iter() {
         for spec in &job.stages {
-            let processor = processor::Stage::build(spec, destinations, env)
+            let key = job.stage_key(spec);
+            let mut processor = processor::Stage::build(spec, destinations, env)
                 .map_err(|error| ConsumerError::Build { job: job.name.to_string(), error })?;
-            let (runners, most) = versions.entry(job.stage_key(spec)).or_default();
-            runners.push(Arc::new(StageRunner::new(
-                job,
-                spec,
-                processor,
-                &metrics.stage(&job.stage_key(spec)),
-            )));
+            if let Some(own) = options.own_processors.get(&key) {
+                processor = processor.doing(Arc::clone(own));
+            }
+            let metrics = options.metrics.stage(&key);
+            let (runners, most) = versions.entry(key).or_default();
+            runners.push(Arc::new(StageRunner::new(job, spec, processor, &metrics)));
             *most = (*most).max(prefetch(job, spec));
         }
     }

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use windrow_common::broker::{Broker, BrokerError, Outgoing, Target};
+use windrow_common::clock;
 use windrow_common::envelope::control::{Beat, Control, Found, Lease, Outage};
 use windrow_common::ids::ProcessId;
 
@@ -46,7 +47,7 @@ impl Fleet {
     /// A collector lends permits.
     pub(crate) fn lend(&self, lease: &Lease) {
         if let Some(gate) = self.destinations.get(&lease.destination).and_then(|found| found.rates()) {
-            gate.lend(lease, Instant::now());
+            gate.lend(lease, clock::now());
         }
     }
 
@@ -86,7 +87,7 @@ impl Fleet {
     /// Gives up all permits, so that others have them at once: this process makes no more calls.
     pub(crate) async fn leave(&self, broker: &Arc<dyn Broker>) {
         for gate in self.destinations.values().filter_map(|destination| destination.rates()) {
-            let demand = gate.farewell(&self.process, Instant::now());
+            let demand = gate.farewell(&self.process, clock::now());
             if let Err(error) = self.send(Control::Demand(demand), broker).await {
                 tracing::debug!(%error, "permits could not be given up; they run out");
             }
@@ -98,7 +99,7 @@ impl Fleet {
             return Ok(());
         }
         for gate in self.destinations.values().filter_map(|destination| destination.rates()) {
-            if let Some(demand) = gate.demand(&self.process, Instant::now()) {
+            if let Some(demand) = gate.demand(&self.process, clock::now()) {
                 self.send(Control::Demand(demand), broker).await?;
             }
         }

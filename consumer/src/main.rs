@@ -1,5 +1,6 @@
 //! The consumer binary: takes chunks, runs items, reports outcomes.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -58,6 +59,7 @@ async fn consume(arguments: &Arguments, jobs: &JobSet) -> anyhow::Result<()> {
         process: daemon.process.clone(),
         grace: arguments.grace,
         metrics: Arc::clone(&daemon.metrics),
+        own_processors: BTreeMap::new(),
     };
     let broker = Arc::clone(&daemon.broker);
     let environment = |name: &str| std::env::var(name).ok();

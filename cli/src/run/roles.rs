@@ -1,5 +1,6 @@
 //! Producer, consumers and collector as tasks of this process, and leaving them in the right order.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,6 +54,7 @@ impl Roles {
                 process: ProcessId::generate(),
                 grace: GRACE,
                 metrics: Arc::clone(&setting.metrics),
+                own_processors: BTreeMap::new(),
             };
             let environment = |name: &str| std::env::var(name).ok();
             let consumer = Consumer::start(jobs, Arc::clone(&setting.broker), options, &environment).await?;

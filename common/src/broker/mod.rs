@@ -95,16 +95,16 @@ pub struct Delivery {
     /// Cancelled when the delivery is no longer this process's (law 4): start no further item of it.
     pub lost: CancellationToken,
     /// The backend's own reference.
-    pub(crate) receipt: Receipt,
+    pub receipt: Receipt,
 }
 
-/// What a backend knows a delivery by.
+/// What a backend knows a delivery by; of no use to anyone else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Receipt {
+pub struct Receipt {
     /// Of the connection or lease the delivery belongs to.
-    pub(crate) generation: u64,
+    pub generation: u64,
     /// Of the delivery within it.
-    pub(crate) tag: u64,
+    pub tag: u64,
 }
 
 /// How a settlement ended.
@@ -235,12 +235,13 @@ pub struct Subscription {
 impl Subscription {
     /// For backends: one receiver per queue, in the order of preference. The backend bounds what it puts
     /// in by the prefetch, and drops the senders once `stop` is cancelled.
-    pub(crate) fn new(deliveries: Vec<mpsc::UnboundedReceiver<Delivery>>, stop: CancellationToken) -> Self {
+    pub fn new(deliveries: Vec<mpsc::UnboundedReceiver<Delivery>>, stop: CancellationToken) -> Self {
         Self { deliveries, stop, untaken: None }
     }
 
     /// For backends that can give single deliveries back: where those go that were not taken.
-    pub(crate) fn returning(mut self, untaken: mpsc::UnboundedSender<Delivery>) -> Self {
+    #[must_use]
+    pub fn returning(mut self, untaken: mpsc::UnboundedSender<Delivery>) -> Self {
         self.untaken = Some(untaken);
         self
     }

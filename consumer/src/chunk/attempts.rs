@@ -1,11 +1,13 @@
 //! Trying one item: an attempt after another, until it has ended or has to wait elsewhere.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use tokio_util::sync::CancellationToken;
+use windrow_common::clock;
 use windrow_common::envelope::completion::Latencies;
 use windrow_common::outcome::Outcome;
 use windrow_common::telemetry::metrics::{InFlight, StageMetrics};
@@ -51,7 +53,7 @@ pub(super) struct Surroundings<'a> {
 impl Surroundings<'_> {
     /// How an item ends whose time has run out before an attempt.
     fn expiry(&self) -> Option<End> {
-        let has_expired = self.expires.is_some_and(|expires| expires <= Instant::now());
+        let has_expired = self.expires.is_some_and(|expires| expires <= clock::now());
         has_expired.then(|| End::without_success(Outcome::Expired, &expired()))
     }
 }
@@ -70,19 +72,19 @@ pub(super) async fn run_item(
             return Became::Ended(counts, end);
         }
         let verdict = if let Some(decided) = version.processor.decide(&item) {
-            decide(&version.retry, decided, counts, chance)
+            decide(&version.retry, decided, counts, || chance(&item, counts))
         } else {
             let admitted = tokio::select! {
                 biased;
                 admitted = version.processor.permit() => admitted,
-                () = surroundings.closing.cancelled() => return Became::Later(counts, Instant::now()),
+                () = surroundings.closing.cancelled() => return Became::Later(counts, clock::now()),
             };
             let mut permit = match admitted {
                 Ok(permit) => permit,
                 Err(outage) => return held(surroundings.metrics, counts, outage),
             };
             if surroundings.closing.is_cancelled() {
-                return Became::Later(counts, Instant::now());
+                return Became::Later(counts, clock::now());
             }
             if let Some(end) = surroundings.expiry() {
                 return Became::Ended(counts, end);
@@ -94,14 +96,14 @@ pub(super) async fn run_item(
                 Some(outage) if counts.attempts <= version.retry.count.saturating_add(MAX_PROBES) => {
                     return Became::Later(counts, outage.until);
                 }
-                _ => decide(&version.retry, attempt, counts, chance),
+                _ => decide(&version.retry, attempt, counts, || chance(&item, counts)),
             }
         };
         let pause = match verdict {
             Verdict::End(end) => return Became::Ended(counts, end),
             Verdict::Again(pause) => pause,
         };
-        let due = Instant::now() + pause;
+        let due = clock::now() + pause;
         if pause >= version.retry.in_place_below || due >= surroundings.deadline {
             return Became::Later(counts, due);
         }
@@ -146,7 +148,7 @@ fn count(metrics: &StageMetrics, attempt: &Attempt, counts: &mut Counts) {
 /// One attempt: bounded by the timeout, and a panic is an outcome, not a death.
 async fn attempt(surroundings: &Surroundings<'_>, item: &Item) -> Attempt {
     let version = surroundings.version;
-    let started = Instant::now();
+    let started = clock::now();
     let _in_flight = InFlight::enter(&surroundings.metrics.items_in_flight);
     let work = AssertUnwindSafe(version.processor.processor().process(item)).catch_unwind();
     let attempt = match tokio::time::timeout(version.timeout, work).await {
@@ -154,7 +156,7 @@ async fn attempt(surroundings: &Surroundings<'_>, item: &Item) -> Attempt {
         Ok(Err(panic)) => panicked(item, panic.as_ref()),
         Err(_) => timed_out(item, version.timeout),
     };
-    let elapsed = started.elapsed();
+    let elapsed = clock::now().saturating_duration_since(started);
     if let Some(seen) = seen(&attempt) {
         version.slots.note(seen, elapsed, started + elapsed);
     }
@@ -186,7 +188,11 @@ fn failure(class: &str, message: String, retry: Retry) -> Attempt {
     Attempt::Failed { error: ItemError { class: class.to_owned(), message, status: None }, retry }
 }
 
-/// A number from 0 to 1, evenly. Jitter needs no secrets.
-fn chance() -> f64 {
-    f64::from(uuid::Uuid::new_v4().as_fields().0) / f64::from(u32::MAX)
+/// A number from 0 to 1, spread evenly over items, and over the tries of one. The same again for the same try: jitter
+/// needs no secrets.
+fn chance(item: &Item, counts: Counts) -> f64 {
+    let mut hasher = DefaultHasher::new();
+    let context = &item.context;
+    (&context.run, &context.source, item.index, counts.attempts, counts.throttles).hash(&mut hasher);
+    hasher.finish() as f64 / u64::MAX as f64
 }

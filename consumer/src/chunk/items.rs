@@ -12,6 +12,7 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use tokio_util::sync::CancellationToken;
 use windrow_common::broker::{Delivery, Outgoing};
+use windrow_common::clock;
 use windrow_common::envelope::chunk::ChunkHeader;
 use windrow_common::envelope::completion::Latencies;
 use windrow_common::outcome::Outcome;
@@ -97,7 +98,8 @@ impl<'a> ChunkRun<'a> {
 
     /// Runs the items and returns what is to be sent before the delivery is let go of.
     pub(crate) async fn run(mut self) -> Vec<Outgoing> {
-        let closing = CancellationToken::new();
+        // A lost delivery starts no further item, from the very moment it is lost (law 4).
+        let closing = self.lost.child_token();
         let latencies = Mutex::default();
         let surroundings = Surroundings {
             version: self.version,
@@ -107,7 +109,7 @@ impl<'a> ChunkRun<'a> {
             closing: &closing,
             latencies: &latencies,
             expires: self.header.expires.map(|expires| {
-                Instant::now() + Duration::from_millis(expires.saturating_sub(super::now_ms()))
+                clock::now() + Duration::from_millis(expires.saturating_sub(clock::unix_ms()))
             }),
         };
         let mut publishing: Publishing<'_> = FuturesUnordered::new();
@@ -142,7 +144,7 @@ impl<'a> ChunkRun<'a> {
                 slot = version.slots.acquire(), if may_start => self.start(surroundings, slot, &mut running),
                 _ = version.processor.outage(), if may_start => {}
                 () = intake.runs.halted(&run), if !closing => {}
-                () = lost.cancelled(), if !closing => surroundings.closing.cancel(),
+                () = lost.cancelled(), if !closing => {}
                 () = intake.draining.cancelled(), if !closing => surroundings.closing.cancel(),
                 () = tokio::time::sleep_until(deadline), if !closing => surroundings.closing.cancel(),
                 () = tokio::time::sleep_until(report_at) => {
@@ -216,8 +218,8 @@ impl<'a> ChunkRun<'a> {
 
     fn close_if_it_is_time(&self, surroundings: &Surroundings<'_>) {
         let is_halted = self.intake.runs.is_halted(&self.header.id.run);
-        let over = is_halted || self.lost.is_cancelled() || self.intake.draining.is_cancelled();
-        if over || Instant::now() >= self.deadline {
+        let over = is_halted || self.intake.draining.is_cancelled();
+        if over || clock::now() >= self.deadline {
             surroundings.closing.cancel();
         }
     }
@@ -300,7 +302,7 @@ impl<'a> ChunkRun<'a> {
         let handed_over = Ranges::from_ascending(sent_on.iter().map(|item| item.index));
         let compress = self.version.compress;
         let mut outgoing =
-            report::remainders(&self.header, &self.intake.key, &sent_on, Instant::now(), compress);
+            report::remainders(&self.header, &self.intake.key, &sent_on, clock::now(), compress);
         let latencies = std::mem::take(&mut *latencies.lock().unwrap_or_else(PoisonError::into_inner));
         let completions = report::completions(&self.header, &ended, &handed_over, &latencies, self.unasked);
         outgoing.extend(completions.iter().map(|completion| report::to_collector(completion, compress)));

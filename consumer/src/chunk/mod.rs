@@ -11,11 +11,11 @@ mod tests;
 pub(crate) mod triage;
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use windrow_common::broker::parking::Death;
 use windrow_common::broker::{BrokerError, Delivery, Outgoing, Queue, Settlement, Target};
+use windrow_common::clock;
 use windrow_common::envelope::Message;
 use windrow_common::envelope::chunk::{ChunkHeader, KIND};
 use windrow_common::ranges::Ranges;
@@ -44,16 +44,18 @@ pub(crate) async fn handle(intake: &StageIntake, delivery: Delivery) {
         redelivered: delivery.redelivered,
         job_known: version.is_some(),
         word: intake.runs.word(&header.id.run),
-        now_ms: now_ms(),
+        now_ms: clock::unix_ms(),
     };
     let decided = triage(&header, circumstances);
     match (decided, version) {
         (Triage::Run, Some(version)) => run(intake, version, delivery, header, &lines, None, false).await,
         (Triage::Ask, Some(version)) => match version.processor.outage_now() {
-            _ if has_expired(&header, now_ms()) => ask(intake, version, delivery, header, &lines).await,
+            _ if has_expired(&header, clock::unix_ms()) => {
+                ask(intake, version, delivery, header, &lines).await;
+            }
             None => ask(intake, version, delivery, header, &lines).await,
             Some(outage) => {
-                let held = held_by_outage(&header, outage, now_ms());
+                let held = held_by_outage(&header, outage, clock::unix_ms());
                 without_running(intake, delivery, header, &lines, held).await;
             }
         },
@@ -71,6 +73,7 @@ async fn ask(
 ) {
     intake.metrics.questions_asked.inc();
     let answer = tokio::select! {
+        biased;
         answer = intake.questions.ask(&header) => answer,
         () = delivery.lost.cancelled() => return,
     };
@@ -151,7 +154,10 @@ async fn settle(intake: &StageIntake, delivery: Delivery, outgoing: Vec<Outgoing
     match intake.broker.settle(delivery, outgoing).await {
         Ok(Settlement::Done) => {
             intake.metrics.chunks_settled.inc();
-            intake.metrics.chunk_seconds.observe(received_at.elapsed().as_secs_f64());
+            intake
+                .metrics
+                .chunk_seconds
+                .observe(clock::now().saturating_duration_since(received_at).as_secs_f64());
         }
         Ok(Settlement::Lost) => {
             intake.metrics.chunks_lost.inc();
@@ -176,10 +182,5 @@ async fn settle(intake: &StageIntake, delivery: Delivery, outgoing: Vec<Outgoing
 fn park(delivery: &Delivery, reason: &str) -> Outgoing {
     let message_id = &delivery.message.message_id;
     tracing::error!(message_id, reason, "parked a message that cannot be handled");
-    Death::new(reason, &delivery.queue, now_ms()).outgoing(&delivery.message)
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    Death::new(reason, &delivery.queue, clock::unix_ms()).outgoing(&delivery.message)
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::{BufMut, Bytes, BytesMut};
 use windrow_common::broker::delay::{self, Step};
 use windrow_common::broker::{Outgoing, Queue, Target};
+use windrow_common::clock;
 use windrow_common::envelope::chunk::{ChunkHeader, id_of};
 use windrow_common::envelope::completion::{Completion, Latencies, MAX_COMPLETION_BYTES, Outcomes};
 use windrow_common::ids::StageKey;
@@ -109,7 +110,7 @@ pub(crate) fn remainders(
 ) -> Vec<Outgoing> {
     // Nothing waits beyond its time.
     let expires =
-        header.expires.map(|expires| now + Duration::from_millis(expires.saturating_sub(super::now_ms())));
+        header.expires.map(|expires| now + Duration::from_millis(expires.saturating_sub(clock::unix_ms())));
     let due = |item: &SentOn| item.due.map(|due| expires.map_or(due, |expires| due.min(expires)));
     let step = |item: &SentOn| due(item).map(|due| delay::step(due.saturating_duration_since(now)));
     let mut steps: Vec<Option<Step>> = sent_on.iter().map(step).collect();
@@ -164,7 +165,7 @@ fn remainder_of(
 
 fn unix_ms(due: Instant, now: Instant) -> u64 {
     let wait = u64::try_from(due.saturating_duration_since(now).as_millis()).unwrap_or(u64::MAX);
-    super::now_ms().saturating_add(wait)
+    clock::unix_ms().saturating_add(wait)
 }
 
 /// One completion in the making.

@@ -1,8 +1,9 @@
 //! What to do with a chunk before any item of it runs. Pure: the state of the world is passed in.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use windrow_common::broker::delay;
+use windrow_common::clock;
 use windrow_common::envelope::chunk::ChunkHeader;
 use windrow_common::envelope::completion::ItemError;
 use windrow_common::outcome::Outcome;
@@ -116,7 +117,7 @@ fn held_by_pause(header: &ChunkHeader) -> ChunkHeader {
 /// may be probed. What it waited does not count towards [`HOLD_LIMIT`].
 pub(crate) fn held_by_outage(header: &ChunkHeader, outage: Outage, now_ms: u64) -> Triage {
     let lifetime = header.expires.map(|expires| Duration::from_millis(expires.saturating_sub(now_ms)));
-    let wait = outage.until.saturating_duration_since(Instant::now()).min(lifetime.unwrap_or(Duration::MAX));
+    let wait = outage.until.saturating_duration_since(clock::now()).min(lifetime.unwrap_or(Duration::MAX));
     let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
     let step = delay::step(wait);
     let not_before = (!step.is_last).then(|| now_ms.saturating_add(wait_ms));
@@ -222,14 +223,14 @@ pub(crate) mod tests {
     fn nothing_waits_beyond_its_time() {
         let early = ChunkHeader { not_before: Some(1_300_000), expires: Some(1_004_000), ..header(1) };
         assert_eq!(triage(&early, FRESH), Triage::PutAside(Box::new(early.clone()), Duration::from_secs(4)));
-        let outage = Outage { until: Instant::now() + Duration::from_secs(300) };
+        let outage = Outage { until: clock::now() + Duration::from_secs(300) };
         let Triage::PutAside(held, level) = held_by_outage(&early, outage, 1_000_000) else { panic!() };
         assert_eq!((level, held.not_before), (Duration::from_secs(4), None));
     }
 
     #[test]
     fn an_outage_is_waited_out_in_steps_and_not_for_much_longer() {
-        let outage = Outage { until: Instant::now() + Duration::from_secs(300) };
+        let outage = Outage { until: clock::now() + Duration::from_secs(300) };
         let Triage::PutAside(held, level) = held_by_outage(&header(2), outage, 1_000_000) else { panic!() };
         assert_eq!((level, held.holds.to_string().as_str()), (Duration::from_secs(256), "1*2"));
         let not_before = held.not_before.unwrap();

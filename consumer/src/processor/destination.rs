@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use windrow_common::clock;
 use windrow_common::envelope::control;
 use windrow_common::ids::ProcessId;
 use windrow_common::job::{DestinationSpec, Job};
@@ -218,14 +219,14 @@ impl Destination {
 
     fn admit(&self) -> Option<Admission> {
         let mut breaker = self.breaker.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
-        let admission = breaker.admit(Instant::now());
+        let admission = breaker.admit(clock::now());
         self.tell(breaker.state());
         Some(admission)
     }
 
     fn note(&self, pass: Pass, sign: Sign) -> Option<Outage> {
         let mut breaker = self.breaker.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
-        let (before, now) = (breaker.state(), Instant::now());
+        let (before, now) = (breaker.state(), clock::now());
         breaker.note(pass, sign, now);
         let state = breaker.state();
         if state != before {
@@ -243,7 +244,7 @@ impl Destination {
     pub(crate) fn hear(&self, outage: &control::Outage, this_process: &ProcessId) {
         let Some(breaker) = &self.breaker else { return };
         let mut breaker = breaker.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
+        let now = clock::now();
         match (outage.down_ms, &outage.prober) {
             (Some(_), Some(prober)) if prober == this_process => return,
             (Some(down_ms), prober) => {
@@ -288,7 +289,7 @@ impl Destination {
             shown.breaker.set(number);
         }
         if let State::Open(until) = state {
-            let seconds = until.saturating_duration_since(Instant::now()).as_secs_f64().round();
+            let seconds = until.saturating_duration_since(clock::now()).as_secs_f64().round();
             tracing::warn!(
                 destination = self.name,
                 probe_in_seconds = seconds,
@@ -302,7 +303,7 @@ impl Destination {
 
 fn outage_of(state: &State) -> Option<Outage> {
     match *state {
-        State::Open(until) if until > Instant::now() => Some(Outage { until }),
+        State::Open(until) if until > clock::now() => Some(Outage { until }),
         _ => None,
     }
 }

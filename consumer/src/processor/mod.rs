@@ -245,6 +245,11 @@ impl Stage {
         })
     }
 
+    /// The same, with another processor.
+    pub(crate) fn doing(self, processor: Arc<dyn Processor>) -> Self {
+        Self { processor, ..self }
+    }
+
     /// The same, calling a destination.
     #[cfg(test)]
     pub(crate) fn calling(self, destination: &str, destinations: &Destinations) -> Self {

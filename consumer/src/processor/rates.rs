@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use windrow_common::clock;
 use windrow_common::envelope::control::{Demand, Has, LEASE, Lease};
 use windrow_common::ids::ProcessId;
 use windrow_common::resilience::rate::{Permits, Rate};
@@ -76,7 +77,7 @@ impl RatePass {
 
 impl Drop for RatePass {
     fn drop(&mut self) {
-        let now = Instant::now();
+        let now = clock::now();
         let mut state = self.gate.state();
         let State { lent, floor, .. } = &mut *state;
         let lent = lent.iter_mut().map(|share| &mut share.permits).filter(|_| self.is_lent);
@@ -96,7 +97,7 @@ impl Drop for RatePass {
 impl RateGate {
     /// The gate of a destination with these rates, at least one, and this floor.
     pub(crate) fn new(destination: &str, rates: Vec<Rate>, floor: Option<Rate>) -> Arc<Self> {
-        let now = Instant::now();
+        let now = clock::now();
         let with_floor = |rate: Rate| {
             let mut permits = Permits::new(rate.window);
             permits.set_target(rate.calls, now);
@@ -127,7 +128,7 @@ impl RateGate {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let now = Instant::now();
+            let now = clock::now();
             let free_at = match self.state().take(now) {
                 Taken::Permit { is_lent } => {
                     return Ok(RatePass { gate: Arc::clone(self), is_lent, is_used: true });

@@ -1,0 +1,35 @@
+//! What copies are told to run (law 4): by all that is in the ledger when they are told.
+
+use windrow_common::envelope::completion::Question;
+use windrow_common::envelope::control::Answer;
+use windrow_common::ids::{ProcessId, RunId};
+
+use crate::chunks::Chunks;
+use crate::engine::Engine;
+use crate::run::Run;
+
+/// An answer on its way: the run it is about, and who asked.
+pub(crate) type Asked = (RunId, ProcessId, Answer);
+
+impl Engine {
+    /// Answers what was asked in a group. What came behind a question counts too: it will be in the ledger before the
+    /// answer is heard.
+    pub(crate) fn answers(&mut self, questions: Vec<Question>, chunks: &Chunks) -> Vec<Asked> {
+        let answer = |question: Question| {
+            // One that is refused only now, since its run was sealed behind it, is asked again.
+            let items = self.runs.get_mut(&question.id.run)?.answer(&question, chunks).ok()?;
+            let answer = Answer { token: question.token, run_items: items.to_string() };
+            Some((question.id.run, question.reply_to, answer))
+        };
+        questions.into_iter().filter_map(answer).collect()
+    }
+
+    /// An answer as it goes out: of a run that this very step has ended or cut, nothing is to run any more.
+    pub(crate) fn last_answer(&self, (run, process, answer): Asked) -> (ProcessId, Answer) {
+        let is_over = |run: &Run| run.record.cut || run.record.state.is_ended();
+        if self.runs.get(&run).is_some_and(is_over) {
+            return (process, Answer { run_items: String::new(), ..answer });
+        }
+        (process, answer)
+    }
+}
