@@ -9,6 +9,7 @@ pub mod fleet;
 pub mod front_door;
 pub mod ledger_contract;
 pub mod metrics;
+pub mod model_broker;
 pub mod postgres_server;
 pub mod process;
 pub mod rabbitmq_installation;
