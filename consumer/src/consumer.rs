@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +18,7 @@ use crate::fleet::Fleet;
 use crate::processor::{self, BuildError, Destinations, Processor};
 use crate::questions::Questions;
 use crate::runs::RunWords;
+use crate::solitude::{Company, Solitude};
 use crate::stage::{StageIntake, StageRunner, prefetch};
 use crate::{held, intake};
 
@@ -32,6 +34,8 @@ pub struct Options {
     /// Processors written in Rust, for stages whose work is not what their job file says but this. Conditions, retries,
     /// limits and all the rest are as the file says. None in the binaries.
     pub own_processors: BTreeMap<StageKey, Arc<dyn Processor>>,
+    /// The same for all consumers of one process.
+    pub solitude: Solitude,
 }
 
 /// How long items that are running may take to end at a shutdown, unless `--grace` says otherwise.
@@ -62,7 +66,7 @@ pub enum ConsumerError {
 /// A consumer, ready to take work.
 #[derive(Debug)]
 pub struct Consumer {
-    stages: Vec<(Arc<StageIntake>, Subscription)>,
+    stages: Vec<(Arc<StageIntake>, Subscription, Company)>,
     draining: CancellationToken,
     abort: CancellationToken,
     grace: Duration,
@@ -102,14 +106,18 @@ impl Consumer {
                 broker: Arc::clone(&broker),
                 questions: Arc::clone(&questions),
                 runs: Arc::clone(&runs),
+                solitude: options.solitude.clone(),
+                isolated: Notify::new(),
                 draining: draining.clone(),
                 abort: abort.clone(),
             };
-            for queue in intake.queues().iter().chain([&Queue::Held(intake.key.clone())]) {
+            let others = [Queue::Held(intake.key.clone()), Queue::Alone(intake.key.clone())];
+            for queue in intake.queues().iter().chain(&others) {
                 broker.ensure(queue).await?;
             }
+            let company = intake.solitude.company().await;
             let subscription = broker.subscribe(intake.queues(), intake.prefetch).await?;
-            stages.push((Arc::new(intake), subscription));
+            stages.push((Arc::new(intake), subscription, company));
         }
         Ok(Self { stages, draining, abort, grace: options.grace, fleet, broker })
     }
@@ -118,9 +126,10 @@ impl Consumer {
     /// period, every delivery in hand is settled.
     pub async fn run(self, shutdown: CancellationToken) -> Drained {
         let mut intakes = JoinSet::new();
-        for (intake, subscription) in self.stages {
+        for (intake, subscription, company) in self.stages {
             intakes.spawn(held::keep(Arc::clone(&intake), shutdown.clone()));
-            intakes.spawn(intake::take(intake, subscription, shutdown.clone()));
+            intakes.spawn(intake::watch_isolated(Arc::clone(&intake), shutdown.clone()));
+            intakes.spawn(intake::take(intake, subscription, company, shutdown.clone()));
         }
         shutdown.cancelled().await;
         self.draining.cancel();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use windrow_common::broker::{Broker, Queue};
 use windrow_common::ids::{JobHash, StageKey};
@@ -15,6 +16,7 @@ use crate::processor::{self, Destination};
 use crate::questions::Questions;
 use crate::runs::RunWords;
 use crate::slots::Slots;
+use crate::solitude::Solitude;
 
 /// Deliveries held of a stage that only computes: enough to hide the round trips of settling.
 const COMPUTING_PREFETCH: u64 = 64;
@@ -61,6 +63,10 @@ pub(crate) struct StageIntake {
     pub(crate) questions: Arc<Questions>,
     /// What the collector says of runs.
     pub(crate) runs: Arc<RunWords>,
+    /// How a chunk gets this process to itself.
+    pub(crate) solitude: Solitude,
+    /// Told when there is something in the alone queue.
+    pub(crate) isolated: Notify,
     /// Cancelled when nothing new is to be started.
     pub(crate) draining: CancellationToken,
     /// Cancelled when the grace period is over: what runs is dropped and handed over.

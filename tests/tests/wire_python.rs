@@ -145,6 +145,8 @@ fn chunk(ordinal: u64, resent: bool, first: u64, items: &[&str]) -> (ChunkHeader
         not_before: None,
         expires: None,
         resent,
+        alone: false,
+        returns: 0,
         id_field: Some("name".into()),
         traceparent: None,
     };

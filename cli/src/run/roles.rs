@@ -12,7 +12,7 @@ use windrow_common::broker::Health;
 use windrow_common::ids::ProcessId;
 use windrow_common::job::JobSet;
 use windrow_common::shutdown::Drained;
-use windrow_consumer::Consumer;
+use windrow_consumer::{Consumer, Solitude};
 use windrow_producer::{Plan, Produced, ProducerError, ProducerProgress, Wiring, follow_news, produce};
 
 use super::Setting;
@@ -49,12 +49,14 @@ impl Roles {
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let collector = tokio::spawn(collector.run(stop_collector.clone()));
         let mut consumers = JoinSet::new();
+        let solitude = Solitude::default();
         for _ in 0..setting.arguments.here.consumers {
             let options = windrow_consumer::Options {
                 process: ProcessId::generate(),
                 grace: GRACE,
                 metrics: Arc::clone(&setting.metrics),
                 own_processors: BTreeMap::new(),
+                solitude: solitude.clone(),
             };
             let environment = |name: &str| std::env::var(name).ok();
             let consumer = Consumer::start(jobs, Arc::clone(&setting.broker), options, &environment).await?;

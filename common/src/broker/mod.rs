@@ -29,6 +29,9 @@ pub enum Queue {
     Due(StageKey),
     /// Chunks of a stage whose run is paused.
     Held(StageKey),
+    /// Chunks of a stage that are suspected of ending the processes they run in. Whoever reads it reads nothing else
+    /// and holds one delivery at a time, so that a returned one tells what its process died of.
+    Alone(StageKey),
     /// What the collector reads. One reader at a time; the next takes over when it is gone. Chunks that were
     /// delivered too often, or whose due queue is gone, come here too, marked ([`parking`]).
     Completion,
@@ -39,12 +42,21 @@ pub enum Queue {
 }
 
 impl Queue {
+    /// The stage it is a queue of, if it is one of a stage's.
+    pub fn stage(&self) -> Option<&StageKey> {
+        match self {
+            Self::Work(key) | Self::Due(key) | Self::Held(key) | Self::Alone(key) => Some(key),
+            Self::Completion | Self::Parking | Self::Process(_) => None,
+        }
+    }
+
     /// What kind of queue it is, in a word.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Work(_) => "work",
             Self::Due(_) => "due",
             Self::Held(_) => "held",
+            Self::Alone(_) => "alone",
             Self::Completion => "completion",
             Self::Parking => "parking",
             Self::Process(_) => "process",

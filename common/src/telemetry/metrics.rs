@@ -155,6 +155,10 @@ pub struct StageMetrics {
     pub questions_answered: IntCounter,
     /// Copies run without an answer, after the longest wait.
     pub chunks_unasked: IntCounter,
+    /// Chunks that came back without an answer too often: their items run alone.
+    pub chunks_isolated: IntCounter,
+    /// Items that ended as failed since their process died each time they ran alone.
+    pub items_poisonous: IntCounter,
 }
 
 impl StageMetrics {
@@ -193,6 +197,14 @@ impl StageMetrics {
             questions_answered: of
                 .counter("windrow_questions_answered_total", "Answers about copies that came in time."),
             chunks_unasked: of.counter("windrow_chunks_unasked_total", "Copies run without an answer."),
+            chunks_isolated: of.counter(
+                "windrow_chunks_isolated_total",
+                "Chunks that came back without an answer too often: their items run alone.",
+            ),
+            items_poisonous: of.counter(
+                "windrow_items_poisonous_total",
+                "Items that ended as failed since their process died each time they ran alone.",
+            ),
         }
     }
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use tokio_util::sync::CancellationToken;
-use windrow_common::broker::{Delivery, Outgoing};
+use windrow_common::broker::{Delivery, Outgoing, Queue};
 use windrow_common::clock;
 use windrow_common::envelope::chunk::ChunkHeader;
 use windrow_common::envelope::completion::Latencies;
@@ -72,6 +72,8 @@ pub(crate) struct ChunkRun<'a> {
     slots: Vec<Slot>,
     next: usize,
     unasked: bool,
+    /// Whether nothing else is in this process: then there is nobody to make room for.
+    is_alone: bool,
 }
 
 impl<'a> ChunkRun<'a> {
@@ -93,7 +95,8 @@ impl<'a> ChunkRun<'a> {
         let slots = report::carried(&header, lines).map(slot).collect();
         let lost = delivery.lost.clone();
         let deadline = delivery.received_at + version.budget;
-        Self { intake, version, header, lost, deadline, slots, next: 0, unasked }
+        let is_alone = matches!(delivery.queue, Queue::Alone(_));
+        Self { intake, version, header, lost, deadline, slots, next: 0, unasked, is_alone }
     }
 
     /// Runs the items and returns what is to be sent before the delivery is let go of.
@@ -128,6 +131,10 @@ impl<'a> ChunkRun<'a> {
         let mut running: Running<'_> = FuturesUnordered::new();
         let mut report_at = tokio::time::Instant::now() + REPORT_INTERVAL;
         let deadline = tokio::time::Instant::from_std(self.deadline);
+        let is_alone = self.is_alone;
+        if self.makes_room() {
+            surroundings.closing.cancel();
+        }
         loop {
             self.halt_if_told(surroundings, publishing);
             self.hold_during_an_outage();
@@ -146,6 +153,7 @@ impl<'a> ChunkRun<'a> {
                 () = intake.runs.halted(&run), if !closing => {}
                 () = lost.cancelled(), if !closing => {}
                 () = intake.draining.cancelled(), if !closing => surroundings.closing.cancel(),
+                () = intake.solitude.sought(), if !closing && !is_alone => surroundings.closing.cancel(),
                 () = tokio::time::sleep_until(deadline), if !closing => surroundings.closing.cancel(),
                 () = tokio::time::sleep_until(report_at) => {
                     self.report_early(publishing);
@@ -218,10 +226,15 @@ impl<'a> ChunkRun<'a> {
 
     fn close_if_it_is_time(&self, surroundings: &Surroundings<'_>) {
         let is_halted = self.intake.runs.is_halted(&self.header.id.run);
-        let over = is_halted || self.intake.draining.is_cancelled();
+        let over = is_halted || self.makes_room() || self.intake.draining.is_cancelled();
         if over || clock::now() >= self.deadline {
             surroundings.closing.cancel();
         }
+    }
+
+    /// Whether another chunk is to be alone in this process: what has not begun leaves.
+    fn makes_room(&self) -> bool {
+        !self.is_alone && self.intake.solitude.is_sought()
     }
 
     fn skip_what_is_not_ours(&mut self) {

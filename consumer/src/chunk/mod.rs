@@ -1,11 +1,13 @@
 //! One delivery of a work queue, from its arrival to its settlement.
 //!
-//! [`mod@triage`] decides what to do with the chunk, [`items`] runs its items, [`attempts`] tries one of them, [`report`]
-//! turns what became of them into messages. This file connects the three and lets go of the delivery.
+//! [`mod@triage`] decides what to do with the chunk, and [`suspicion`] what with one that keeps coming back; [`items`] runs
+//! its items, [`attempts`] tries one of them, [`report`] turns what became of them into messages. This file connects
+//! them and lets go of the delivery.
 
 mod attempts;
 mod items;
 mod report;
+mod suspicion;
 #[cfg(test)]
 mod tests;
 pub(crate) mod triage;
@@ -18,9 +20,12 @@ use windrow_common::broker::{BrokerError, Delivery, Outgoing, Queue, Settlement,
 use windrow_common::clock;
 use windrow_common::envelope::Message;
 use windrow_common::envelope::chunk::{ChunkHeader, KIND};
+use windrow_common::outcome::Outcome;
 use windrow_common::ranges::Ranges;
 
 use self::items::ChunkRun;
+use self::report::SentOn;
+use self::suspicion::{Treatment, is_suspect, treatment};
 use self::triage::{Circumstances, Triage, has_expired, held_by_outage, triage, unanswered};
 use crate::stage::{StageIntake, StageRunner};
 use crate::verdict::End;
@@ -39,9 +44,11 @@ pub(crate) async fn handle(intake: &StageIntake, delivery: Delivery) {
             return settle(intake, delivery, vec![parked]).await;
         }
     };
+    let header = suspicion::counted(header, &delivery.queue, delivery.delivery_count);
     let version = intake.version(&header.hash);
     let circumstances = Circumstances {
         redelivered: delivery.redelivered,
+        is_alone: matches!(delivery.queue, Queue::Alone(_)),
         job_known: version.is_some(),
         word: intake.runs.word(&header.id.run),
         now_ms: clock::unix_ms(),
@@ -50,7 +57,8 @@ pub(crate) async fn handle(intake: &StageIntake, delivery: Delivery) {
     match (decided, version) {
         (Triage::Run, Some(version)) => run(intake, version, delivery, header, &lines, None, false).await,
         (Triage::Ask, Some(version)) => match version.processor.outage_now() {
-            _ if has_expired(&header, clock::unix_ms()) => {
+            // Nothing of these is called.
+            _ if has_expired(&header, clock::unix_ms()) || is_suspect(&header) => {
                 ask(intake, version, delivery, header, &lines).await;
             }
             None => ask(intake, version, delivery, header, &lines).await,
@@ -80,7 +88,19 @@ async fn ask(
     match answer {
         Ok(Some(wanted)) => {
             intake.metrics.questions_answered.inc();
-            run(intake, version, delivery, header, lines, Some(&wanted), false).await;
+            match treatment(&header, wanted.len()) {
+                Treatment::Run => run(intake, version, delivery, header, lines, Some(&wanted), false).await,
+                Treatment::Isolate(each) => {
+                    isolate(intake, version, delivery, &header, lines, &wanted, each).await;
+                }
+                Treatment::Convict(error) => {
+                    intake.metrics.items_poisonous.inc();
+                    tracing::error!(chunk = %header.id, items = %header.items, reason = error.message,
+                        "an item ended its process again and again, and ends as failed");
+                    let ended = Triage::EndAll(Outcome::Failed, error);
+                    without_running(intake, delivery, header, lines, ended).await;
+                }
+            }
         }
         Ok(None) => match unanswered(&header) {
             Triage::Run => {
@@ -110,6 +130,28 @@ async fn run(
     settle(intake, delivery, outgoing).await;
 }
 
+/// Sends the wanted items of a chunk on to run with nothing else in their process.
+async fn isolate(
+    intake: &StageIntake,
+    version: &StageRunner,
+    delivery: Delivery,
+    header: &ChunkHeader,
+    lines: &[Bytes],
+    wanted: &Ranges,
+    each: u64,
+) {
+    intake.metrics.chunks_isolated.inc();
+    tracing::warn!(chunk = %header.id, returns = header.returns, items = wanted.len(), in_one_message = each,
+        "a chunk came back without an answer again and again: its items run alone");
+    let items: Vec<SentOn> = report::carried(header, lines)
+        .filter(|(index, ..)| wanted.contains(*index))
+        .map(|(index, raw, counts)| SentOn { index, raw, counts, due: None })
+        .collect();
+    let outgoing = report::isolated(header, &intake.key, &items, each, version.compress);
+    settle(intake, delivery, outgoing).await;
+    intake.isolated.notify_one();
+}
+
 async fn without_running(
     intake: &StageIntake,
     delivery: Delivery,
@@ -127,6 +169,12 @@ async fn without_running(
             let outgoing = vec![as_it_is(intake, &delivery, &held, target)];
             settle(intake, delivery, outgoing).await;
             return intake.runs.was_held(&header.id.run);
+        }
+        Triage::Isolate(suspect) => {
+            let target = Target::Queue(Queue::Alone(intake.key.clone()));
+            let outgoing = vec![as_it_is(intake, &delivery, &suspect, target)];
+            settle(intake, delivery, outgoing).await;
+            return intake.isolated.notify_one();
         }
         Triage::EndAll(outcome, error) => {
             let end = End::without_success(outcome, &error);

@@ -29,6 +29,8 @@ pub(crate) enum Triage {
     PutAside(Box<ChunkHeader>, Duration),
     /// Put the same chunk into the held queue, until its run is resumed.
     Hold(Box<ChunkHeader>),
+    /// Put the same chunk into the alone queue: it is not to run beside others.
+    Isolate(Box<ChunkHeader>),
     /// End every item so, without a call.
     EndAll(Outcome, ItemError),
     /// Park it, for this reason.
@@ -40,6 +42,8 @@ pub(crate) enum Triage {
 pub(crate) struct Circumstances {
     /// Whether the broker delivered it before.
     pub(crate) redelivered: bool,
+    /// Whether it came from the alone queue, so that nothing else is in this process.
+    pub(crate) is_alone: bool,
     /// Whether this process holds a job file of the chunk's name and hash with its stage.
     pub(crate) job_known: bool,
     /// What the collector said of the run.
@@ -50,7 +54,7 @@ pub(crate) struct Circumstances {
 
 /// Decides what to do with a chunk.
 pub(crate) fn triage(header: &ChunkHeader, circumstances: Circumstances) -> Triage {
-    let Circumstances { redelivered, job_known, word, now_ms } = circumstances;
+    let Circumstances { redelivered, is_alone, job_known, word, now_ms } = circumstances;
     match word {
         Some(Word::Stop) => return Triage::EndAll(Outcome::Cancelled, run_stopped()),
         Some(Word::Pause) => return Triage::Hold(Box::new(held_by_pause(header))),
@@ -75,6 +79,9 @@ pub(crate) fn triage(header: &ChunkHeader, circumstances: Circumstances) -> Tria
         let wait = not_before.min(header.expires.unwrap_or(u64::MAX)) - now_ms;
         let rest = delay::step(Duration::from_millis(wait));
         return Triage::PutAside(Box::new(header.clone()), rest.level);
+    }
+    if header.alone && !is_alone {
+        return Triage::Isolate(Box::new(ChunkHeader { resent: true, ..header.clone() }));
     }
     if redelivered || header.may_be_copy() { Triage::Ask } else { Triage::Run }
 }
@@ -168,13 +175,15 @@ pub(crate) mod tests {
             not_before: None,
             expires: None,
             resent: false,
+            alone: false,
+            returns: 0,
             id_field: None,
             traceparent: None,
         }
     }
 
     const FRESH: Circumstances =
-        Circumstances { redelivered: false, job_known: true, word: None, now_ms: 1_000_000 };
+        Circumstances { redelivered: false, is_alone: false, job_known: true, word: None, now_ms: 1_000_000 };
 
     #[test]
     fn a_first_delivery_runs_and_every_kind_of_copy_asks() {
@@ -238,6 +247,16 @@ pub(crate) mod tests {
         let later = Circumstances { now_ms: not_before - 44_000, ..FRESH };
         assert_eq!(triage(&held, later), Triage::PutAside(held.clone(), Duration::from_secs(48)));
         assert_eq!(triage(&held, Circumstances { now_ms: not_before, ..FRESH }), Triage::Ask);
+    }
+
+    #[test]
+    fn what_is_to_run_alone_runs_from_the_alone_queue_only() {
+        let suspect = ChunkHeader { alone: true, hop: 1, returns: 2, ..header(2) };
+        let Triage::Isolate(sent_on) = triage(&suspect, FRESH) else { panic!() };
+        assert_eq!(*sent_on, ChunkHeader { resent: true, ..suspect.clone() });
+        assert_eq!(triage(&suspect, Circumstances { is_alone: true, ..FRESH }), Triage::Ask);
+        let early = ChunkHeader { not_before: Some(1_003_000), ..suspect };
+        assert!(matches!(triage(&early, FRESH), Triage::PutAside(..)), "it waits first");
     }
 
     #[test]

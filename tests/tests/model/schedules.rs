@@ -126,6 +126,7 @@ async fn story(setting: Setting) -> Story {
         process: "consumer".parse().unwrap(),
         grace: Duration::ZERO,
         metrics: Metrics::new("schedules"),
+        solitude: Solitude::default(),
         own_processors: BTreeMap::from([(key.clone(), Arc::clone(&called) as _)]),
     };
     let jobs = JobSet::from_jobs([job.clone()]);

@@ -156,6 +156,7 @@ impl World {
                 process: process.clone(),
                 grace: GRACE,
                 metrics: Arc::clone(&self.metrics),
+                solitude: Solitude::default(),
                 own_processors: BTreeMap::from([(self.stage(), Arc::new(call) as _)]),
             };
             let shutdown = CancellationToken::new();

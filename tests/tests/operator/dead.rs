@@ -154,6 +154,8 @@ impl Scene {
             not_before: None,
             expires: None,
             resent: false,
+            alone: false,
+            returns: 0,
             id_field: None,
             traceparent: None,
         };
