@@ -190,7 +190,9 @@ impl Collector {
         let _stuck_no_longer = give_up_after(shutdown.clone(), give_up);
         let ruling = fleet::Ruling::of(&engine);
         let outages = Outages::new(std::mem::take(&mut engine.outages));
-        let _fleet = fleet::serve(Arc::clone(&broker), ruling, outages, controller.clone()).await?;
+        let long_work = Arc::clone(&engine.long_work);
+        let _fleet =
+            fleet::serve(Arc::clone(&broker), ruling, outages, long_work, controller.clone()).await?;
         let mut settling = Settling::start(broker);
         // Let go of before the lock: the next collector of this folder puts its own socket there.
         let _control = control::serve(&engine.options.data_dir, controller);

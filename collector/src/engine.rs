@@ -5,7 +5,7 @@
 //! transaction happens in memory or in files nobody reads yet; everything after it can be done again.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -14,7 +14,7 @@ use windrow_common::broker::Queue;
 use windrow_common::broker::parking::Death;
 use windrow_common::crash;
 use windrow_common::envelope::Message;
-use windrow_common::envelope::completion::{Completion, Question};
+use windrow_common::envelope::completion::Completion;
 use windrow_common::envelope::control::{Answer, RunNews, RunState};
 use windrow_common::ids::{ProcessId, RunId};
 use windrow_common::job::{JobSet, Rate};
@@ -72,6 +72,8 @@ pub struct Engine {
     pub(crate) limits: watch::Sender<BTreeMap<String, Vec<Rate>>>,
     /// The destinations that were down when the ledger was opened, and until when, in Unix milliseconds.
     pub(crate) outages: BTreeMap<String, u64>,
+    /// What consumers say that they are working on; told by [`fleet`].
+    pub(crate) long_work: Arc<Mutex<crate::working::LongWork>>,
     ledger_metrics: LedgerMetrics,
 }
 
@@ -102,6 +104,7 @@ impl Engine {
             next_key: open.next_key,
             limits: watch::Sender::new(open.limits),
             outages: open.outages,
+            long_work: Arc::default(),
             ledger_metrics,
         };
         for record in open.runs {
@@ -258,7 +261,7 @@ impl Engine {
             };
             effects.parked.push(died);
         }
-        let answers = self.answers(questions, &chunks);
+        let answers = self.answers(questions, &chunks, now.instant);
         changes.chunks = chunks.into_changed();
         self.commit_or_check(changes).await?;
         self.ledger_metrics.batches.inc();

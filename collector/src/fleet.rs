@@ -1,8 +1,8 @@
-//! The collector as the fleet's control plane: it says where it is, lends permits of rates, and says which
-//! destinations are down (law 8).
+//! The collector as the fleet's control plane: it says where it is, lends permits of rates, says which destinations are
+//! down (law 8), and hears what consumers are working on (law 4).
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -17,6 +17,7 @@ use crate::collector::Controller;
 use crate::engine::Engine;
 use crate::limits::Limits;
 use crate::outages::Outages;
+use crate::working::LongWork;
 
 /// How often the fleet is told where the active collector is.
 const BEAT_INTERVAL: Duration = Duration::from_secs(1);
@@ -35,12 +36,13 @@ pub(crate) async fn serve(
     broker: Arc<dyn Broker>,
     ruling: Ruling,
     outages: Outages,
+    long_work: Arc<Mutex<LongWork>>,
     controller: Controller,
 ) -> Result<Serving, BrokerError> {
     let process = ProcessId::generate();
     let subscription = broker.subscribe(vec![Queue::Process(process.clone())], PREFETCH).await?;
     let limits = Limits::new(BTreeMap::new(), clock::now());
-    let speaker = Speaker { broker, process, limits, outages, controller };
+    let speaker = Speaker { broker, process, limits, outages, long_work, controller };
     Ok(Serving(tokio::spawn(speaker.run(subscription, ruling))))
 }
 
@@ -94,6 +96,7 @@ struct Speaker {
     process: ProcessId,
     limits: Limits,
     outages: Outages,
+    long_work: Arc<Mutex<LongWork>>,
     controller: Controller,
 }
 
@@ -141,6 +144,10 @@ impl Speaker {
                 let (outage, until_ms) = self.outages.hear(&found, clock::unix_ms());
                 self.say(Target::Everybody, Control::Outage(outage)).await;
                 self.controller.keep_outage(found.destination, until_ms);
+            }
+            Ok(Control::Working(working)) => {
+                let mut long_work = self.long_work.lock().unwrap_or_else(PoisonError::into_inner);
+                long_work.hear(working, clock::now());
             }
             // What is told to everybody comes here too.
             _ => {}

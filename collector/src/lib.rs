@@ -36,6 +36,7 @@ mod settling;
 pub mod sink;
 pub mod spool;
 mod turn;
+mod working;
 
 pub use collector::{Collector, Controller};
 pub use ledger::{FailureRow, LedgerPlace, ReadError, Reader, RunSummary};

@@ -15,6 +15,7 @@ use windrow_common::shutdown::Drained;
 use windrow_common::telemetry::metrics::Metrics;
 
 use crate::fleet::Fleet;
+use crate::in_hand::InHand;
 use crate::processor::{self, BuildError, Destinations, Processor};
 use crate::questions::Questions;
 use crate::runs::RunWords;
@@ -90,11 +91,13 @@ impl Consumer {
         }
         broker.ensure(&Queue::Completion).await?;
         let runs = Arc::new(RunWords::default());
-        let (fleet, findings) = Fleet::new(options.process.clone(), &destinations);
+        let in_hand = Arc::new(InHand::default());
+        let (fleet, findings) = Fleet::new(options.process.clone(), &destinations, Arc::clone(&in_hand));
         let questions =
             Questions::open(options.process, Arc::clone(&broker), Arc::clone(&runs), Arc::clone(&fleet))
                 .await?;
-        tokio::spawn(Arc::clone(&fleet).speak(Arc::clone(&broker), findings));
+        let long_chunks = options.metrics.long_chunks();
+        tokio::spawn(Arc::clone(&fleet).speak(Arc::clone(&broker), findings, long_chunks));
         let (draining, abort) = (CancellationToken::new(), CancellationToken::new());
         let mut stages = Vec::new();
         for (key, (versions, prefetch)) in versions {
@@ -106,6 +109,7 @@ impl Consumer {
                 broker: Arc::clone(&broker),
                 questions: Arc::clone(&questions),
                 runs: Arc::clone(&runs),
+                in_hand: Arc::clone(&in_hand),
                 solitude: options.solitude.clone(),
                 isolated: Notify::new(),
                 draining: draining.clone(),

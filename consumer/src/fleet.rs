@@ -1,4 +1,5 @@
-//! What a consumer and the active collector tell each other: permits of rates, and which destinations are down.
+//! What a consumer and the active collector tell each other: permits of rates, which destinations are down, and which
+//! chunks are worked on for long.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,19 +8,25 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use windrow_common::broker::{Broker, BrokerError, Outgoing, Target};
 use windrow_common::clock;
-use windrow_common::envelope::control::{Beat, Control, Found, Lease, Outage};
+use windrow_common::envelope::control::{Beat, Control, Found, Lease, Outage, Working};
 use windrow_common::ids::ProcessId;
+use windrow_common::telemetry::metrics::IntGauge;
 
+use crate::in_hand::InHand;
 use crate::processor::{Destination, Destinations};
 
 /// How often it is looked whether a demand is due.
 const TICK: Duration = Duration::from_millis(50);
+
+/// How often the collector is told of the chunks that are worked on for long.
+const WORKING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The destinations of a process, and who speaks for the fleet.
 #[derive(Debug)]
 pub(crate) struct Fleet {
     process: ProcessId,
     destinations: BTreeMap<String, Arc<Destination>>,
+    in_hand: Arc<InHand>,
     collector: watch::Sender<Option<ProcessId>>,
 }
 
@@ -27,15 +34,16 @@ pub(crate) struct Fleet {
 pub(crate) type Finding = (String, Option<Duration>);
 
 impl Fleet {
-    /// Of this process, and what it finds, to be told.
+    /// Of this process, which works on what is in hand, and what it finds, to be told.
     pub(crate) fn new(
         process: ProcessId,
         destinations: &Destinations,
+        in_hand: Arc<InHand>,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Finding>) {
         let (sender, findings) = mpsc::unbounded_channel();
         destinations.tell_findings(&sender);
         let destinations = destinations.by_name().clone();
-        (Arc::new(Self { process, destinations, collector: watch::Sender::new(None) }), findings)
+        (Arc::new(Self { process, destinations, in_hand, collector: watch::Sender::new(None) }), findings)
     }
 
     /// A collector says that it is the active one.
@@ -58,18 +66,25 @@ impl Fleet {
         }
     }
 
-    /// Demands permits whenever it is time, and tells findings, until the broker is closed.
+    /// Demands permits whenever it is time, tells findings and what takes long, until the broker is closed. `long_chunks`
+    /// shows how many chunks were told of.
     pub(crate) async fn speak(
         self: Arc<Self>,
         broker: Arc<dyn Broker>,
         mut findings: mpsc::UnboundedReceiver<Finding>,
+        long_chunks: IntGauge,
     ) {
         let has_rates = self.destinations.values().any(|destination| destination.rates().is_some());
         let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut working = tokio::time::interval(WORKING_INTERVAL);
+        for interval in [&mut tick, &mut working] {
+            interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        }
+        let mut named = 0;
         loop {
             let sent = tokio::select! {
                 _ = tick.tick(), if has_rates => self.demand(&broker).await,
+                _ = working.tick() => self.name_long(&broker, &mut named, &long_chunks).await,
                 finding = findings.recv() => match finding {
                     Some(finding) => self.tell(finding, &broker).await,
                     None => return,
@@ -84,8 +99,11 @@ impl Fleet {
         }
     }
 
-    /// Gives up all permits, so that others have them at once: this process makes no more calls.
+    /// Gives up all permits, so that others have them at once: this process makes no more calls, and works on nothing.
     pub(crate) async fn leave(&self, broker: &Arc<dyn Broker>) {
+        if let Err(error) = self.send(Control::Working(self.working()), broker).await {
+            tracing::debug!(%error, "the collector could not be told that nothing is worked on any more");
+        }
         for gate in self.destinations.values().filter_map(|destination| destination.rates()) {
             let demand = gate.farewell(&self.process, clock::now());
             if let Err(error) = self.send(Control::Demand(demand), broker).await {
@@ -104,6 +122,28 @@ impl Fleet {
             }
         }
         Ok(())
+    }
+
+    /// Names the chunks that are worked on for long; also once when there are none any more.
+    async fn name_long(
+        &self,
+        broker: &Arc<dyn Broker>,
+        named: &mut usize,
+        shown: &IntGauge,
+    ) -> Result<(), BrokerError> {
+        let working = self.working();
+        let count = working.chunks.len();
+        if count == 0 && *named == 0 {
+            return Ok(());
+        }
+        self.send(Control::Working(working), broker).await?;
+        shown.add(i64::try_from(count).unwrap_or(0) - i64::try_from(*named).unwrap_or(0));
+        *named = count;
+        Ok(())
+    }
+
+    fn working(&self) -> Working {
+        Working { process: self.process.clone(), chunks: self.in_hand.long(clock::now()) }
     }
 
     async fn tell(&self, finding: Finding, broker: &Arc<dyn Broker>) -> Result<(), BrokerError> {

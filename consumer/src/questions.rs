@@ -23,9 +23,18 @@ pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Questions {
     process: ProcessId,
     broker: Arc<dyn Broker>,
-    pending: Mutex<HashMap<String, oneshot::Sender<Ranges>>>,
+    pending: Mutex<HashMap<String, oneshot::Sender<Answered>>>,
     runs: Arc<RunWords>,
     fleet: Arc<Fleet>,
+}
+
+/// What the collector says of a copy's items.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Answered {
+    /// Those neither settled nor handed to a higher hop.
+    pub(crate) run: Ranges,
+    /// Those of them that a live consumer is still working on.
+    pub(crate) busy: Ranges,
 }
 
 impl Questions {
@@ -43,9 +52,8 @@ impl Questions {
         Ok(questions)
     }
 
-    /// Which items of the chunk to run: neither settled nor handed to a higher hop. None when no answer
-    /// came within [`ANSWER_TIMEOUT`].
-    pub(crate) async fn ask(&self, header: &ChunkHeader) -> Result<Option<Ranges>, BrokerError> {
+    /// Which items of the chunk to run. None when no answer came within [`ANSWER_TIMEOUT`].
+    pub(crate) async fn ask(&self, header: &ChunkHeader) -> Result<Option<Answered>, BrokerError> {
         let token = uuid::Uuid::new_v4().simple().to_string();
         let (sender, receiver) = oneshot::channel();
         lock(&self.pending).insert(token.clone(), sender);
@@ -72,9 +80,9 @@ impl Questions {
             match Control::from_message(&delivery.message) {
                 Ok(Control::Answer(answer)) => {
                     let waiting = lock(&self.pending).remove(&answer.token);
-                    if let (Some(waiting), Ok(items)) = (waiting, answer.items()) {
+                    if let (Some(waiting), Ok(run), Ok(busy)) = (waiting, answer.items(), answer.busy()) {
                         // The asker may have stopped waiting.
-                        let _ = waiting.send(items);
+                        let _ = waiting.send(Answered { run, busy });
                     }
                 }
                 Ok(Control::RunNews(news)) => self.runs.hear(&news),
@@ -82,7 +90,7 @@ impl Questions {
                 Ok(Control::Lease(lease)) => self.fleet.lend(&lease),
                 Ok(Control::Outage(outage)) => self.fleet.hear(&outage),
                 // Only a collector is told these.
-                Ok(Control::Demand(_) | Control::Found(_)) => {}
+                Ok(Control::Demand(_) | Control::Found(_) | Control::Working(_)) => {}
                 Err(error) => tracing::warn!(reason = %error, "a message to this process cannot be read"),
             }
         }

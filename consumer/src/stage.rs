@@ -12,6 +12,7 @@ use windrow_common::ids::{JobHash, StageKey};
 use windrow_common::job::{Bounds, Concurrency, Job, ProcessorSpec, RetrySpec, StageSpec};
 use windrow_common::telemetry::metrics::StageMetrics;
 
+use crate::in_hand::InHand;
 use crate::processor::{self, Destination};
 use crate::questions::Questions;
 use crate::runs::RunWords;
@@ -63,6 +64,8 @@ pub(crate) struct StageIntake {
     pub(crate) questions: Arc<Questions>,
     /// What the collector says of runs.
     pub(crate) runs: Arc<RunWords>,
+    /// What this process is working on.
+    pub(crate) in_hand: Arc<InHand>,
     /// How a chunk gets this process to itself.
     pub(crate) solitude: Solitude,
     /// Told when there is something in the alone queue.

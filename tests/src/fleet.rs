@@ -37,6 +37,12 @@ impl Fleet {
         Self { ledger: Some(url.to_owned()), ..self }
     }
 
+    /// The same fleet by another address of its broker, for processes started by what is returned.
+    #[must_use]
+    pub fn by_way_of(&self, broker: &str) -> Self {
+        Self { broker: broker.to_owned(), ..self.clone() }
+    }
+
     fn jobs(&self) -> PathBuf {
         self.folder.join("jobs")
     }

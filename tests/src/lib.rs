@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod model_broker;
 pub mod postgres_server;
 pub mod process;
+pub mod proxy;
 pub mod rabbitmq_installation;
 pub mod rabbitmq_server;
 pub mod seeded;

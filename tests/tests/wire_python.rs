@@ -116,7 +116,8 @@ async fn answer(broker: &dyn Broker, completions: &mut Subscription, run_items: 
     let Completion::Question(question) = next_completion(broker, completions).await else {
         panic!("not a question")
     };
-    let answer = Answer { token: question.token.clone(), run_items: run_items.to_owned() };
+    let answer =
+        Answer { token: question.token.clone(), run_items: run_items.to_owned(), busy_items: String::new() };
     let target = Target::Process(question.reply_to.clone());
     let message = Control::Answer(answer).to_message();
     broker.publish(Outgoing { target, message }).await.unwrap();

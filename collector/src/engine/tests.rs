@@ -11,8 +11,9 @@ use bytes::Bytes;
 use tempfile::TempDir;
 use windrow_common::envelope::chunk::Span;
 use windrow_common::envelope::completion::{
-    Latencies, Opened, Outcomes, Progress, Reject, Rejects, Sealed, SourceProgress,
+    Latencies, Opened, Outcomes, Progress, Question, Reject, Rejects, Sealed, SourceProgress,
 };
+use windrow_common::envelope::control::{WorkedOn, Working};
 use windrow_common::ids::{ChunkId, SourceName};
 use windrow_common::job::Job;
 use windrow_common::outcome::Outcome;
@@ -338,6 +339,32 @@ async fn a_question_is_answered_by_what_came_before_it_and_with_it() {
     let effects = world.step(&all).await;
     let answers: Vec<&str> = effects.answers.iter().map(|(_, answer)| answer.run_items.as_str()).collect();
     assert_eq!(answers, ["4-7", "4-7", "8", "9", "8"]);
+}
+
+#[tokio::test]
+async fn an_answer_names_what_somebody_is_still_working_on() {
+    let mut world = World::new(INPUT, "").await;
+    world
+        .step(&[world.opened("r1"), Completion::Outcomes(outcomes("r1", 0, "0-3", Outcome::Succeeded))])
+        .await;
+    let items = "2-5".parse().unwrap();
+    let chunks = vec![WorkedOn { id: chunk_id("r1", 0), hop: 0, items }];
+    let working = Working { process: ProcessId::generate(), chunks };
+    world.engine.as_ref().unwrap().long_work.lock().unwrap().hear(working, world.clock);
+    let question = Completion::Question(Question {
+        id: chunk_id("r1", 0),
+        span: span(0),
+        hop: 0,
+        items: "0-9".parse().unwrap(),
+        reply_to: ProcessId::generate(),
+        token: "t".into(),
+    });
+    for (seconds, busy) in [(0, "4-5"), (60, "")] {
+        world.pass(Duration::from_secs(seconds));
+        let effects = world.step(std::slice::from_ref(&question)).await;
+        let (_, answer) = &effects.answers[0];
+        assert_eq!((answer.run_items.as_str(), answer.busy_items.as_str()), ("4-9", busy));
+    }
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::completion::{from_json, json_message};
 use super::{DecodeError, Message};
-use crate::ids::{ProcessId, RunId};
+use crate::ids::{ChunkId, ProcessId, RunId};
 use crate::ranges::Ranges;
 use crate::resilience::rate::Rate;
 
@@ -82,15 +82,26 @@ pub struct Answer {
     pub token: String,
     /// The items to run, as ranges: neither settled nor handed to a higher hop.
     pub run_items: String,
+    /// Those of them that a live consumer is still working on, as ranges: they are to wait.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub busy_items: String,
 }
 
 impl Answer {
     /// The items to run.
     pub fn items(&self) -> Result<Ranges, DecodeError> {
-        self.run_items
-            .parse()
-            .map_err(|error: crate::ranges::RangesError| DecodeError::Invalid("run_items", error.to_string()))
+        read_ranges("run_items", &self.run_items)
     }
+
+    /// Those of them that are to wait.
+    pub fn busy(&self) -> Result<Ranges, DecodeError> {
+        read_ranges("busy_items", &self.busy_items)
+    }
+}
+
+fn read_ranges(field: &'static str, text: &str) -> Result<Ranges, DecodeError> {
+    let read = text.parse();
+    read.map_err(|error: crate::ranges::RangesError| DecodeError::Invalid(field, error.to_string()))
 }
 
 /// How long a [`Lease`] lasts: for a consumer from when it sent its demand, for the collector, later, from when it
@@ -157,6 +168,28 @@ pub struct Lent {
     pub is_all: bool,
 }
 
+/// What a consumer tells the active collector every second, as long as there is some, and once when there is none any
+/// more: the chunks it has been working on for long. What was told before is void.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Working {
+    /// Who is working.
+    pub process: ProcessId,
+    /// Those it has been working on for longest, of too many.
+    pub chunks: Vec<WorkedOn>,
+}
+
+/// A chunk that is being worked on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkedOn {
+    /// Which.
+    #[serde(flatten)]
+    pub id: ChunkId,
+    /// The delivery's.
+    pub hop: u32,
+    /// The items that had not ended when the work began; of too many scattered ones all from the first to the last.
+    pub items: Ranges,
+}
+
 /// What a consumer tells the active collector of a destination: by its own calls it is down, or works again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Found {
@@ -193,6 +226,8 @@ pub enum Control {
     /// To whoever demanded.
     Lease(Lease),
     /// To the active collector.
+    Working(Working),
+    /// To the active collector.
     Found(Found),
     /// To everybody.
     Outage(Outage),
@@ -208,6 +243,9 @@ impl Control {
             Self::Demand(demand) => {
                 let id = format!("{}/demand/{}/{}", demand.process, demand.destination, demand.sequence);
                 json_message("demand", id, demand)
+            }
+            Self::Working(working) => {
+                json_message("working", format!("{}/working", working.process), working)
             }
             Self::Found(found) => {
                 json_message("found", format!("{}/found/{}", found.process, found.destination), found)
@@ -228,6 +266,7 @@ impl Control {
             "beat" => from_json(message).map(Self::Beat),
             "demand" => from_json(message).map(Self::Demand),
             "lease" => from_json(message).map(Self::Lease),
+            "working" => from_json(message).map(Self::Working),
             "found" => from_json(message).map(Self::Found),
             "outage" => from_json(message).map(Self::Outage),
             other => Err(DecodeError::Kind(other.to_owned())),

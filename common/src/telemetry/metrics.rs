@@ -104,6 +104,14 @@ impl Metrics {
             .gauge("windrow_breaker_state", "A destination's breaker: 0 closed, 1 half-open, 2 open.")
     }
 
+    /// Chunks a consumer has been working on for long, and names to the collector.
+    pub fn long_chunks(&self) -> IntGauge {
+        self.families.with([]).gauge(
+            "windrow_long_chunks",
+            "Chunks worked on for more than five seconds, as the collector is told.",
+        )
+    }
+
     /// Everything in the Prometheus text format.
     pub fn text(&self) -> String {
         self.families.text() + &process::text()
@@ -153,6 +161,8 @@ pub struct StageMetrics {
     pub questions_asked: IntCounter,
     /// Answers that came in time.
     pub questions_answered: IntCounter,
+    /// Copies put aside since a live consumer was still working on their items.
+    pub copies_held: IntCounter,
     /// Copies run without an answer, after the longest wait.
     pub chunks_unasked: IntCounter,
     /// Chunks that came back without an answer too often: their items run alone.
@@ -196,6 +206,10 @@ impl StageMetrics {
             questions_asked: of.counter("windrow_questions_asked_total", "Questions sent about copies."),
             questions_answered: of
                 .counter("windrow_questions_answered_total", "Answers about copies that came in time."),
+            copies_held: of.counter(
+                "windrow_copies_held_total",
+                "Copies put aside since a live consumer was still working on their items.",
+            ),
             chunks_unasked: of.counter("windrow_chunks_unasked_total", "Copies run without an answer."),
             chunks_isolated: of.counter(
                 "windrow_chunks_isolated_total",
@@ -395,6 +409,7 @@ mod tests {
         metrics.broker();
         metrics.calls_in_flight("crm");
         metrics.breaker_state("crm");
+        metrics.long_chunks();
         metrics
     }
 

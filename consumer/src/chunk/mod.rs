@@ -26,7 +26,7 @@ use windrow_common::ranges::Ranges;
 use self::items::ChunkRun;
 use self::report::SentOn;
 use self::suspicion::{Treatment, is_suspect, treatment};
-use self::triage::{Circumstances, Triage, has_expired, held_by_outage, triage, unanswered};
+use self::triage::{Circumstances, Triage, has_expired, held_by_outage, held_by_work, triage, unanswered};
 use crate::stage::{StageIntake, StageRunner};
 use crate::verdict::End;
 
@@ -86,21 +86,16 @@ async fn ask(
         () = delivery.lost.cancelled() => return,
     };
     match answer {
-        Ok(Some(wanted)) => {
+        Ok(Some(answered)) => {
             intake.metrics.questions_answered.inc();
-            match treatment(&header, wanted.len()) {
-                Treatment::Run => run(intake, version, delivery, header, lines, Some(&wanted), false).await,
-                Treatment::Isolate(each) => {
-                    isolate(intake, version, delivery, &header, lines, &wanted, each).await;
-                }
-                Treatment::Convict(error) => {
-                    intake.metrics.items_poisonous.inc();
-                    tracing::error!(chunk = %header.id, items = %header.items, reason = error.message,
-                        "an item ended its process again and again, and ends as failed");
-                    let ended = Triage::EndAll(Outcome::Failed, error);
-                    without_running(intake, delivery, header, lines, ended).await;
-                }
+            if answered.busy.is_empty() {
+                return treat(intake, version, delivery, header, lines, &answered.run).await;
             }
+            intake.metrics.copies_held.inc();
+            tracing::info!(chunk = %header.id, hop = header.hop, busy = %answered.busy,
+                "a copy waits: another consumer is still working on it");
+            let held = held_by_work(&header);
+            without_running(intake, delivery, header, lines, held).await;
         }
         Ok(None) => match unanswered(&header) {
             Triage::Run => {
@@ -114,6 +109,28 @@ async fn ask(
     }
 }
 
+/// What becomes of the items of a copy that are to run, by how often it came back.
+async fn treat(
+    intake: &StageIntake,
+    version: &Arc<StageRunner>,
+    delivery: Delivery,
+    header: ChunkHeader,
+    lines: &[Bytes],
+    wanted: &Ranges,
+) {
+    match treatment(&header, wanted.len()) {
+        Treatment::Run => run(intake, version, delivery, header, lines, Some(wanted), false).await,
+        Treatment::Isolate(each) => isolate(intake, version, delivery, &header, lines, wanted, each).await,
+        Treatment::Convict(error) => {
+            intake.metrics.items_poisonous.inc();
+            tracing::error!(chunk = %header.id, items = %header.items, reason = error.message,
+                "an item ended its process again and again, and ends as failed");
+            let ended = Triage::EndAll(Outcome::Failed, error);
+            without_running(intake, delivery, header, lines, ended).await;
+        }
+    }
+}
+
 async fn run(
     intake: &StageIntake,
     version: &Arc<StageRunner>,
@@ -123,6 +140,8 @@ async fn run(
     wanted: Option<&Ranges>,
     unasked: bool,
 ) {
+    // Until it is settled: its outcomes may wait for the broker.
+    let _work = intake.in_hand.begin(&header, wanted.unwrap_or(&header.items), clock::now());
     let outgoing = ChunkRun::new(intake, version, &delivery, header, lines, wanted, unasked).run().await;
     if outgoing.iter().any(|outgoing| outgoing.message.kind == KIND) {
         intake.metrics.chunks_handed_over.inc();

@@ -1,6 +1,7 @@
 //! The life of a delivery, on the embedded broker.
 
 mod adapting;
+mod copies;
 mod expiry;
 mod isolation;
 mod outage;
@@ -32,6 +33,7 @@ use windrow_common::telemetry::metrics::Metrics;
 use super::handle;
 use super::triage::tests::header;
 use crate::fleet::Fleet;
+use crate::in_hand::InHand;
 use crate::processor::Destinations;
 use crate::processor::{self, Attempt, Item, Processor, Retry};
 use crate::questions::Questions;
@@ -118,7 +120,8 @@ impl Bench {
         };
         let runs = Arc::new(RunWords::default());
         let process = ProcessId::generate();
-        let (fleet, _) = Fleet::new(process.clone(), &Destinations::default());
+        let in_hand = Arc::new(InHand::default());
+        let (fleet, _) = Fleet::new(process.clone(), &Destinations::default(), Arc::clone(&in_hand));
         let questions =
             Questions::open(process, Arc::clone(&broker), Arc::clone(&runs), fleet).await.unwrap();
         let intake = Arc::new(StageIntake {
@@ -129,6 +132,7 @@ impl Bench {
             broker: Arc::clone(&broker),
             questions,
             runs,
+            in_hand,
             solitude: Solitude::default(),
             isolated: Notify::new(),
             draining: CancellationToken::new(),
@@ -170,11 +174,16 @@ impl Bench {
 
     /// Answers the next question: these items are to run.
     async fn answer(&mut self, run_items: &str) -> Question {
+        self.answer_of(run_items, "").await
+    }
+
+    async fn answer_of(&mut self, run_items: &str, busy_items: &str) -> Question {
         let asked = self.completions.next().await.unwrap();
         let Completion::Question(question) = Completion::from_message(&asked.message).unwrap() else {
             panic!("not a question");
         };
-        let answer = Answer { token: question.token.clone(), run_items: run_items.into() };
+        let token = question.token.clone();
+        let answer = Answer { token, run_items: run_items.into(), busy_items: busy_items.into() };
         let target = Target::Process(question.reply_to.clone());
         let message = Control::Answer(answer).to_message();
         self.broker.settle(asked, vec![Outgoing { target, message }]).await.unwrap();

@@ -15,6 +15,9 @@ use crate::runs::Word;
 /// How long a chunk that cannot run is put aside at a time.
 pub(crate) const HOLD_STEP: Duration = Duration::from_secs(8);
 
+/// How long a copy is put aside at a time while a live consumer is still working on its items.
+pub(crate) const BUSY_STEP: Duration = Duration::from_secs(4);
+
 /// After this long in holds an unanswered copy runs unasked (law 4), and an unknown job is parked (law 9).
 pub(crate) const HOLD_LIMIT: Duration = Duration::from_secs(600);
 
@@ -112,6 +115,13 @@ pub(crate) fn unanswered(header: &ChunkHeader) -> Triage {
         Some(held) => Triage::PutAside(Box::new(ChunkHeader { resent: true, ..held }), HOLD_STEP),
         None => Triage::Run,
     }
+}
+
+/// A copy of what a live consumer is still working on: put aside with its hop and its mark. What it waits does not count
+/// towards [`HOLD_LIMIT`]: whoever works on it ends within the chunk's budget, or falls silent.
+pub(crate) fn held_by_work(header: &ChunkHeader) -> Triage {
+    let held = ChunkHeader { resent: true, holds: one_more(header), ..header.clone() };
+    Triage::PutAside(Box::new(held), BUSY_STEP)
 }
 
 /// A chunk of a paused run: held with its counters, and with a mark, since what left the held queue twice is a copy.
@@ -247,6 +257,13 @@ pub(crate) mod tests {
         let later = Circumstances { now_ms: not_before - 44_000, ..FRESH };
         assert_eq!(triage(&held, later), Triage::PutAside(held.clone(), Duration::from_secs(48)));
         assert_eq!(triage(&held, Circumstances { now_ms: not_before, ..FRESH }), Triage::Ask);
+    }
+
+    #[test]
+    fn a_copy_of_what_is_worked_on_waits_with_its_hop_its_mark_and_its_returns() {
+        let copy = ChunkHeader { hop: 2, returns: 1, held_ms: 8_000, ..header(3) };
+        let Triage::PutAside(held, BUSY_STEP) = held_by_work(&copy) else { panic!() };
+        assert_eq!(*held, ChunkHeader { resent: true, holds: Runs::repeat(1, 3), ..copy });
     }
 
     #[test]

@@ -20,7 +20,7 @@ use windrow_common::outcome::Outcome;
 use windrow_common::ranges::Runs;
 use windrow_common::telemetry::metrics::Metrics;
 use windrow_consumer::processor::{Attempt, Item, Processor, Retry};
-use windrow_consumer::{Consumer, Options};
+use windrow_consumer::{Consumer, Options, Solitude};
 use windrow_tests::model_broker::{Mischief, ModelBroker, ModelClient};
 
 /// Longer than any policy here takes.

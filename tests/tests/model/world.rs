@@ -13,7 +13,7 @@ use windrow_common::clock;
 use windrow_common::ids::{ProcessId, RunId, StageKey};
 use windrow_common::job::{Job, JobSet};
 use windrow_common::telemetry::metrics::Metrics;
-use windrow_consumer::{Consumer, Options};
+use windrow_consumer::{Consumer, Options, Solitude};
 use windrow_tests::model_broker::{ModelBroker, ModelClient};
 
 use super::collector::Collector;
