@@ -18,6 +18,7 @@ use windrow_common::envelope::completion::Completion;
 use windrow_common::envelope::control::{Answer, RunNews, RunState};
 use windrow_common::ids::{ProcessId, RunId};
 use windrow_common::job::{JobSet, Rate};
+use windrow_common::resilience::rate::check_windows;
 use windrow_common::telemetry::metrics::LedgerMetrics;
 
 use crate::answers::Asked;
@@ -74,6 +75,10 @@ pub struct Engine {
     pub(crate) outages: BTreeMap<String, u64>,
     /// What consumers say that they are working on; told by [`fleet`].
     pub(crate) long_work: Arc<Mutex<crate::working::LongWork>>,
+    /// The destinations that were to be left alone then, and until when, in Unix milliseconds.
+    pub(crate) pauses: BTreeMap<String, u64>,
+    /// Whether no collector had opened the ledger before.
+    pub(crate) is_first: bool,
     ledger_metrics: LedgerMetrics,
 }
 
@@ -105,6 +110,8 @@ impl Engine {
             limits: watch::Sender::new(open.limits),
             outages: open.outages,
             long_work: Arc::default(),
+            pauses: open.pauses,
+            is_first: open.is_first,
             ledger_metrics,
         };
         for record in open.runs {
@@ -193,14 +200,21 @@ impl Engine {
         mut rates: Option<Vec<Rate>>,
     ) -> Result<Result<Vec<Rate>, CommandError>, CollectorError> {
         if let Some(rates) = &mut rates {
-            rates.sort_unstable();
-            // Of two for one window the smaller holds.
-            rates.dedup_by_key(|rate| rate.window);
             if rates.is_empty() {
                 return Ok(Err(CommandError::Unreadable { reason: "`rates` has none".to_owned() }));
             }
+            if rates.iter().any(|rate| rate.window.is_zero()) {
+                return Ok(Err(CommandError::Unreadable {
+                    reason: "`rates` has one without a unit".to_owned(),
+                }));
+            }
+            if let Err(error) = check_windows(rates) {
+                return Ok(Err(CommandError::Unreadable { reason: error.to_string() }));
+            }
+            rates.sort_unstable();
         }
-        let Some(stated) = fleet::stated(&self.jobs).remove(destination) else {
+        let stated = fleet::stated(&self.jobs).remove(destination).map(|stated| stated.rates);
+        let Some(stated) = stated.filter(|rates| !rates.is_empty()) else {
             return Ok(Err(CommandError::NoRate { destination: destination.to_owned() }));
         };
         let limits = vec![(destination.to_owned(), rates.clone())];
@@ -210,15 +224,6 @@ impl Engine {
             limits.extend(rates.clone().map(|rates| (destination.to_owned(), rates)));
         });
         Ok(Ok(rates.unwrap_or(stated)))
-    }
-
-    /// Keeps until when a destination is down, in Unix milliseconds; None: it works again.
-    pub(crate) async fn keep_outage(
-        &mut self,
-        destination: String,
-        until_ms: Option<u64>,
-    ) -> Result<(), CollectorError> {
-        self.commit(Changes { outages: vec![(destination, until_ms)], ..Changes::default() }).await
     }
 
     /// Before leaving: sinks to disk, run folders up to date.

@@ -28,6 +28,8 @@ use crate::{held, intake};
 pub struct Options {
     /// This process, as answers find it.
     pub process: ProcessId,
+    /// The active collector, where it is known already; else it is heard of within a second.
+    pub collector: Option<ProcessId>,
     /// How long items that are running may take to end at a shutdown; then they are handed over.
     pub grace: Duration,
     /// Where this process counts.
@@ -92,7 +94,8 @@ impl Consumer {
         broker.ensure(&Queue::Completion).await?;
         let runs = Arc::new(RunWords::default());
         let in_hand = Arc::new(InHand::default());
-        let (fleet, findings) = Fleet::new(options.process.clone(), &destinations, Arc::clone(&in_hand));
+        let (fleet, findings) =
+            Fleet::new(options.process.clone(), options.collector, &destinations, Arc::clone(&in_hand));
         let questions =
             Questions::open(options.process, Arc::clone(&broker), Arc::clone(&runs), Arc::clone(&fleet))
                 .await?;

@@ -93,16 +93,16 @@ impl Taking {
         }
     }
 
-    /// Waits without a subscription until the destination may be probed, probes with one delivery at a time, and
+    /// Waits without a subscription until the destination may be called, or probed with one delivery at a time, and
     /// subscribes again when it works. None at the shutdown, or when the broker was closed.
     async fn sit_out(&mut self, destination: &Arc<Destination>) -> Option<Subscription> {
         let shutdown = self.shutdown.clone();
         loop {
-            if let Some(outage) = destination.outage_now() {
+            if let Some(outage) = destination.availability().outage_now() {
                 tokio::select! {
                     () = shutdown.cancelled() => {}
                     () = tokio::time::sleep_until(Instant::from_std(outage.until)) => {}
-                    () = destination.closed() => {}
+                    () = destination.availability().callable() => {}
                     () = self.intake.solitude.sought() => {}
                 }
             }
@@ -117,10 +117,12 @@ impl Taking {
                 self.come_back().await?;
                 continue;
             }
-            if destination.is_closed() {
+            if destination.availability().is_callable() {
                 return self.subscribe(self.intake.prefetch).await;
             }
-            self.probe(destination).await?;
+            if destination.availability().outage_now().is_none() {
+                self.probe(destination).await?;
+            }
         }
     }
 
@@ -134,8 +136,8 @@ impl Taking {
             biased;
             () = shutdown.cancelled() => None,
             // Another stage was quicker to probe.
-            _ = destination.outage() => None,
-            () = destination.closed() => None,
+            _ = destination.availability().outage() => None,
+            () = destination.availability().callable() => None,
             () = self.intake.solitude.sought() => None,
             delivery = subscription.next() => Some(delivery?),
         };
@@ -145,7 +147,7 @@ impl Taking {
         self.take_the_rest(subscription, Some(&held)).await;
         drop(held);
         tokio::select! {
-            () = destination.closed() => {}
+            () = destination.availability().callable() => {}
             _ = ended.recv() => {}
         }
         Some(())

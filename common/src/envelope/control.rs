@@ -115,14 +115,35 @@ pub struct Beat {
     pub collector: ProcessId,
 }
 
-/// What a consumer asks the active collector for: permits of a destination's rates.
+/// What permits of a destination are for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// Its rates: each permit makes one call in a window.
+    #[default]
+    Rates,
+    /// Calls in flight, which are a window of no length.
+    Connections,
+}
+
+impl Scope {
+    /// Whether it is that of the rates, which messages need not name.
+    fn is_rates(&self) -> bool {
+        *self == Self::Rates
+    }
+}
+
+/// What a consumer asks the active collector for: permits of a destination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Demand {
     /// Who asks.
     pub process: ProcessId,
     /// The destination.
     pub destination: String,
-    /// Grows with each demand of this process for this destination.
+    /// What for.
+    #[serde(default, skip_serializing_if = "Scope::is_rates")]
+    pub scope: Scope,
+    /// Grows with each demand of this process for this destination and scope.
     pub sequence: u64,
     /// The rates in the consumer's job files, for a collector whose job files have none.
     pub rates: Vec<Rate>,
@@ -149,6 +170,9 @@ pub struct Has {
 pub struct Lease {
     /// The destination.
     pub destination: String,
+    /// What for.
+    #[serde(default, skip_serializing_if = "Scope::is_rates")]
+    pub scope: Scope,
     /// The demand's.
     pub sequence: u64,
     /// For each of the destination's rates.
@@ -212,6 +236,16 @@ pub struct Outage {
     pub prober: Option<ProcessId>,
 }
 
+/// That a destination refused a call because of a limit, and is to be left alone: first to the active collector, which
+/// then tells everybody, again each second while it lasts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Throttle {
+    /// The destination.
+    pub destination: String,
+    /// For how long no call is to be made, in milliseconds.
+    pub pause_ms: u64,
+}
+
 /// A message to a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Control {
@@ -231,6 +265,10 @@ pub enum Control {
     Found(Found),
     /// To everybody.
     Outage(Outage),
+    /// To the active collector.
+    Throttled(Throttle),
+    /// To everybody.
+    Paused(Throttle),
 }
 
 impl Control {
@@ -242,7 +280,8 @@ impl Control {
             Self::Beat(beat) => json_message("beat", format!("{}/beat", beat.collector), beat),
             Self::Demand(demand) => {
                 let id = format!("{}/demand/{}/{}", demand.process, demand.destination, demand.sequence);
-                json_message("demand", id, demand)
+                let kind = if demand.scope.is_rates() { "demand" } else { "scoped_demand" };
+                json_message(kind, id, demand)
             }
             Self::Working(working) => {
                 json_message("working", format!("{}/working", working.process), working)
@@ -251,8 +290,15 @@ impl Control {
                 json_message("found", format!("{}/found/{}", found.process, found.destination), found)
             }
             Self::Outage(outage) => json_message("outage", format!("outage/{}", outage.destination), outage),
+            Self::Throttled(throttle) => {
+                json_message("throttled", format!("throttled/{}", throttle.destination), throttle)
+            }
+            Self::Paused(throttle) => {
+                json_message("paused", format!("paused/{}", throttle.destination), throttle)
+            }
             Self::Lease(lease) => {
-                json_message("lease", format!("lease/{}/{}", lease.destination, lease.sequence), lease)
+                let kind = if lease.scope.is_rates() { "lease" } else { "scoped_lease" };
+                json_message(kind, format!("lease/{}/{}", lease.destination, lease.sequence), lease)
             }
         }
     }
@@ -264,11 +310,14 @@ impl Control {
             "run_news" => from_json(message).map(Self::RunNews),
             "answer" => from_json(message).map(Self::Answer),
             "beat" => from_json(message).map(Self::Beat),
-            "demand" => from_json(message).map(Self::Demand),
-            "lease" => from_json(message).map(Self::Lease),
+            // A reader that knows no scopes must not take one for a demand of rates.
+            "demand" | "scoped_demand" => from_json(message).map(Self::Demand),
+            "lease" | "scoped_lease" => from_json(message).map(Self::Lease),
             "working" => from_json(message).map(Self::Working),
             "found" => from_json(message).map(Self::Found),
             "outage" => from_json(message).map(Self::Outage),
+            "throttled" => from_json(message).map(Self::Throttled),
+            "paused" => from_json(message).map(Self::Paused),
             other => Err(DecodeError::Kind(other.to_owned())),
         }
     }

@@ -112,6 +112,13 @@ impl Metrics {
         )
     }
 
+    /// How often a destination has asked to be left alone, by its name in the job file.
+    pub fn destination_pauses(&self, destination: &str) -> IntCounter {
+        self.families
+            .with([("destination", self.destinations.bounded(destination))])
+            .counter("windrow_destination_pauses_total", "Pauses a destination has asked for.")
+    }
+
     /// Everything in the Prometheus text format.
     pub fn text(&self) -> String {
         self.families.text() + &process::text()
@@ -410,6 +417,7 @@ mod tests {
         metrics.calls_in_flight("crm");
         metrics.breaker_state("crm");
         metrics.long_chunks();
+        metrics.destination_pauses("crm");
         metrics
     }
 

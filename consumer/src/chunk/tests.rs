@@ -121,7 +121,7 @@ impl Bench {
         let runs = Arc::new(RunWords::default());
         let process = ProcessId::generate();
         let in_hand = Arc::new(InHand::default());
-        let (fleet, _) = Fleet::new(process.clone(), &Destinations::default(), Arc::clone(&in_hand));
+        let (fleet, _) = Fleet::new(process.clone(), None, &Destinations::default(), Arc::clone(&in_hand));
         let questions =
             Questions::open(process, Arc::clone(&broker), Arc::clone(&runs), fleet).await.unwrap();
         let intake = Arc::new(StageIntake {
