@@ -21,7 +21,7 @@ use windrow_common::envelope::chunk::{ChunkHeader, KIND};
 use windrow_common::ranges::Ranges;
 
 use self::items::ChunkRun;
-use self::triage::{Circumstances, Triage, has_expired, held_by_outage, triage, unanswered};
+use self::triage::{Circumstances, Triage, held_by_outage, makes_no_call, triage, unanswered};
 use crate::stage::{StageIntake, StageRunner};
 use crate::verdict::End;
 
@@ -49,16 +49,16 @@ pub(crate) async fn handle(intake: &StageIntake, delivery: Delivery) {
     let decided = triage(&header, circumstances);
     match (decided, version) {
         (Triage::Run, Some(version)) => run(intake, version, delivery, header, &lines, None, false).await,
-        (Triage::Ask, Some(version)) => match version.processor.outage_now() {
-            _ if has_expired(&header, clock::unix_ms()) => {
-                ask(intake, version, delivery, header, &lines).await;
+        (Triage::Ask, Some(version)) => {
+            let outage = version.processor.outage_now();
+            match outage.filter(|_| !makes_no_call(&header, circumstances)) {
+                None => ask(intake, version, delivery, header, &lines).await,
+                Some(outage) => {
+                    let held = held_by_outage(&header, outage, clock::unix_ms());
+                    without_running(intake, delivery, header, &lines, held).await;
+                }
             }
-            None => ask(intake, version, delivery, header, &lines).await,
-            Some(outage) => {
-                let held = held_by_outage(&header, outage, clock::unix_ms());
-                without_running(intake, delivery, header, &lines, held).await;
-            }
-        },
+        }
         (decided, _) => without_running(intake, delivery, header, &lines, decided).await,
     }
 }
