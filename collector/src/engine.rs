@@ -14,7 +14,7 @@ use windrow_common::broker::Queue;
 use windrow_common::broker::parking::Death;
 use windrow_common::crash;
 use windrow_common::envelope::Message;
-use windrow_common::envelope::completion::Completion;
+use windrow_common::envelope::completion::{Completion, Question};
 use windrow_common::envelope::control::{Answer, RunNews, RunState};
 use windrow_common::ids::{ProcessId, RunId};
 use windrow_common::job::{JobSet, Rate};

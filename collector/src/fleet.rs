@@ -45,7 +45,7 @@ pub(crate) async fn serve(
     let subscription = broker.subscribe(vec![Queue::Process(process.clone())], PREFETCH).await?;
     let Kept { outages, pauses, lent } = kept;
     let limits = Limits::new(ruling.now(), lent, clock::now());
-    let speaker = Speaker { broker, process, limits, outages, pauses, long_work, controller };
+    let speaker = Speaker { broker, process, limits, outages, long_work, pauses, controller };
     Ok(Serving(tokio::spawn(speaker.run(subscription, ruling))))
 }
 

@@ -26,7 +26,7 @@ use windrow_common::ranges::Ranges;
 use self::items::ChunkRun;
 use self::report::SentOn;
 use self::suspicion::{Treatment, is_suspect, treatment};
-use self::triage::{Circumstances, Triage, has_expired, held_by_outage, held_by_work, triage, unanswered};
+use self::triage::{Circumstances, Triage, held_by_outage, held_by_work, makes_no_call, triage, unanswered};
 use crate::stage::{StageIntake, StageRunner};
 use crate::verdict::End;
 
@@ -56,17 +56,16 @@ pub(crate) async fn handle(intake: &StageIntake, delivery: Delivery) {
     let decided = triage(&header, circumstances);
     match (decided, version) {
         (Triage::Run, Some(version)) => run(intake, version, delivery, header, &lines, None, false).await,
-        (Triage::Ask, Some(version)) => match version.processor.outage_now() {
-            // Nothing of these is called.
-            _ if has_expired(&header, clock::unix_ms()) || is_suspect(&header) => {
-                ask(intake, version, delivery, header, &lines).await;
+        (Triage::Ask, Some(version)) => {
+            let is_never_called = makes_no_call(&header, circumstances) || is_suspect(&header);
+            match version.processor.outage_now().filter(|_| !is_never_called) {
+                None => ask(intake, version, delivery, header, &lines).await,
+                Some(outage) => {
+                    let held = held_by_outage(&header, outage, clock::unix_ms());
+                    without_running(intake, delivery, header, &lines, held).await;
+                }
             }
-            None => ask(intake, version, delivery, header, &lines).await,
-            Some(outage) => {
-                let held = held_by_outage(&header, outage, clock::unix_ms());
-                without_running(intake, delivery, header, &lines, held).await;
-            }
-        },
+        }
         (decided, _) => without_running(intake, delivery, header, &lines, decided).await,
     }
 }

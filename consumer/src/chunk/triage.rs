@@ -58,7 +58,10 @@ pub(crate) struct Circumstances {
 /// Decides what to do with a chunk.
 pub(crate) fn triage(header: &ChunkHeader, circumstances: Circumstances) -> Triage {
     let Circumstances { redelivered, is_alone, job_known, word, now_ms } = circumstances;
+    let may_be_copy = redelivered || header.may_be_copy();
     match word {
+        // Items of a copy may have ended otherwise: in a run that has ended all have.
+        Some(Word::Stop) if may_be_copy && job_known => return Triage::Ask,
         Some(Word::Stop) => return Triage::EndAll(Outcome::Cancelled, run_stopped()),
         Some(Word::Pause) => return Triage::Hold(Box::new(held_by_pause(header))),
         Some(Word::Go) | None => {}
@@ -73,7 +76,7 @@ pub(crate) fn triage(header: &ChunkHeader, circumstances: Circumstances) -> Tria
         };
     }
     // A copy whose time has run out asks as well: some of its items may have ended, or run elsewhere.
-    match (redelivered || header.may_be_copy(), has_expired(header, now_ms)) {
+    match (may_be_copy, has_expired(header, now_ms)) {
         (false, true) => return Triage::EndAll(Outcome::Expired, expired()),
         (true, true) => return Triage::Ask,
         (_, false) => {}
@@ -86,11 +89,16 @@ pub(crate) fn triage(header: &ChunkHeader, circumstances: Circumstances) -> Tria
     if header.alone && !is_alone {
         return Triage::Isolate(Box::new(ChunkHeader { resent: true, ..header.clone() }));
     }
-    if redelivered || header.may_be_copy() { Triage::Ask } else { Triage::Run }
+    if may_be_copy { Triage::Ask } else { Triage::Run }
+}
+
+/// Whether no item of the chunk is called, whatever the collector answers.
+pub(crate) fn makes_no_call(header: &ChunkHeader, circumstances: Circumstances) -> bool {
+    circumstances.word == Some(Word::Stop) || has_expired(header, circumstances.now_ms)
 }
 
 /// Whether no item of the chunk is to be tried any more.
-pub(crate) fn has_expired(header: &ChunkHeader, now_ms: u64) -> bool {
+fn has_expired(header: &ChunkHeader, now_ms: u64) -> bool {
     header.expires.is_some_and(|expires| expires <= now_ms)
 }
 
@@ -277,9 +285,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn nothing_of_a_stopped_run_is_called() {
+    fn nothing_of_a_stopped_run_is_called_and_a_copy_asks_what_of_it_is_open() {
         let stopped = Circumstances { word: Some(Word::Stop), ..FRESH };
         assert!(matches!(triage(&header(1), stopped), Triage::EndAll(Outcome::Cancelled, _)));
+        assert_eq!(triage(&header(1), Circumstances { redelivered: true, ..stopped }), Triage::Ask);
+        assert_eq!(triage(&ChunkHeader { resent: true, ..header(1) }, stopped), Triage::Ask);
+        let unknown = Circumstances { redelivered: true, job_known: false, ..stopped };
+        assert!(matches!(triage(&header(1), unknown), Triage::EndAll(Outcome::Cancelled, _)));
     }
 
     #[test]
