@@ -208,7 +208,7 @@ impl Stage {
                 Control::Answer(said) => answer = Some(said),
                 Control::Lease(said) if said.lent.iter().all(|lent| lent.permits > 0) => lease = Some(said),
                 Control::RunNews(news) if news.run.as_str() == saying.run() => {
-                    has_ended = news.state.is_ended()
+                    has_ended = news.state.is_ended();
                 }
                 Control::Beat(beat) => {
                     let demand = self.recording.first("demand", saying, &unchanged);
@@ -216,10 +216,11 @@ impl Stage {
                 }
                 _ => {}
             }
-            if has_ended && self.fleet.run_folder(&saying.run()).join("report.json").exists() {
-                if let (Some(answer), Some(lease)) = (&answer, &lease) {
-                    return (answer.clone(), lease.clone());
-                }
+            if has_ended
+                && let (Some(answer), Some(lease)) = (&answer, &lease)
+                && self.fleet.run_folder(&saying.run()).join("report.json").exists()
+            {
+                return (answer.clone(), lease.clone());
             }
         }
     }

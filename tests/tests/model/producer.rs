@@ -152,6 +152,8 @@ impl Producer {
             throttles: Runs::repeat(0, count),
             holds: Runs::repeat(0, count),
             hop: 0,
+            alone: false,
+            returns: 0,
             held_ms: 0,
             not_before: None,
             expires: lifetime.map(|lifetime| clock::unix_ms() + lifetime),

@@ -162,6 +162,8 @@ fn chunk(job: &Job, setting: &Setting) -> ChunkHeader {
         throttles: Runs::repeat(0, span.count),
         holds: Runs::repeat(0, span.count),
         hop: 0,
+        alone: false,
+        returns: 0,
         held_ms: 0,
         not_before: None,
         expires: setting.lifetime_ms.map(|lifetime| clock::unix_ms() + lifetime),
@@ -184,7 +186,11 @@ async fn collect(client: &ModelClient, items: u64, is_answered: bool) -> Vec<Out
             }
             Completion::Question(question) if is_answered => {
                 let process: ProcessId = question.reply_to;
-                let answer = Answer { token: question.token, run_items: question.items.to_string() };
+                let answer = Answer {
+                    token: question.token,
+                    run_items: question.items.to_string(),
+                    busy_items: String::new(),
+                };
                 let message = Control::Answer(answer).to_message();
                 client.publish(Outgoing { target: Target::Process(process), message }).await.unwrap();
             }
