@@ -3,6 +3,7 @@
 //! fields that nobody knows.
 
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 use windrow_common::broker::{Broker, Outgoing, Queue, Subscription, Target, address};
 use windrow_common::envelope::completion::Completion;
-use windrow_common::envelope::control::{Answer, Control, Lease};
+use windrow_common::envelope::control::{Control, Lease};
 use windrow_common::envelope::{HeaderValue, Headers, Message, WIRE_VERSION};
 use windrow_common::ids::{Group, ProcessId, StageKey};
 use windrow_common::job::Job;
@@ -158,6 +159,17 @@ impl Stage {
     }
 }
 
+/// The end of a run is told before its report is written.
+async fn until_ended(run_folder: &Path) {
+    let written = async {
+        let report = run_folder.join("report.json");
+        while !fs::read_to_string(&report).is_ok_and(|text| text.contains("completed_with_failures")) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, written).await.unwrap();
+}
+
 async fn until_logged(process: &Process, text: &str) {
     tokio::time::timeout(PATIENCE, async {
         while !process.log().contains(text) {
@@ -177,20 +189,11 @@ async fn a_collector_settles_what_a_producer_and_a_consumer_of_an_earlier_build_
         stage.recording.first("question", Saying::Recorded, &unchanged).reply_to.parse().unwrap();
     let mut heard = stage.listen(&asker).await;
     for saying in SAYINGS {
-        for recorded in &stage.recording.0 {
-            if recorded["queue"] == "completion" {
-                stage.send(Target::Queue(Queue::Completion), say(recorded, saying, &unchanged)).await;
-            }
-        }
-        let expected: Answer =
-            serde_json::from_slice(&stage.recording.first("answer", Saying::Recorded, &unchanged).body)
-                .unwrap();
-        let said = tokio::time::timeout(PATIENCE, stage.collector_says(saying, &mut heard)).await;
-        let (answer, lease) = said.unwrap_or_else(|_| panic!("{saying:?}:\n{}", collector.log()));
-        assert_eq!(answer, expected, "{saying:?}");
+        let lease = stage.tell_collector(saying, &mut heard).await;
         assert_eq!(lease.lent.len(), 2, "{lease:?}");
-        let run = stage.fleet.run_folder(&saying.run());
-        let report = report(&run);
+        let run_folder = stage.fleet.run_folder(&saying.run());
+        until_ended(&run_folder).await;
+        let report = report(&run_folder);
         check_balance(&report, 6);
         assert_eq!((&report["state"], &report["rejected"]), (&"completed_with_failures".into(), &1.into()));
         let outcomes = check_sink(&stage.fleet.data().join("out.jsonl"), 6, true);
@@ -200,29 +203,40 @@ async fn a_collector_settles_what_a_producer_and_a_consumer_of_an_earlier_build_
 }
 
 impl Stage {
-    /// Demands permits at each beat, until the run has ended, its question is answered and permits are lent.
-    async fn collector_says(&self, saying: Saying, heard: &mut Subscription) -> (Answer, Lease) {
-        let (mut answer, mut lease, mut has_ended) = (None, None, false);
-        loop {
-            match Control::from_message(&self.next(heard).await).unwrap() {
-                Control::Answer(said) => answer = Some(said),
-                Control::Lease(said) if said.lent.iter().all(|lent| lent.permits > 0) => lease = Some(said),
-                Control::RunNews(news) if news.run.as_str() == saying.run() => {
-                    has_ended = news.state.is_ended();
-                }
-                Control::Beat(beat) => {
-                    let demand = self.recording.first("demand", saying, &unchanged);
-                    self.send(Target::Process(beat.collector), demand).await;
-                }
-                _ => {}
-            }
-            if has_ended
-                && let (Some(answer), Some(lease)) = (&answer, &lease)
-                && self.fleet.run_folder(&saying.run()).join("report.json").exists()
-            {
-                return (answer.clone(), lease.clone());
+    /// Says what goes to the completion queue, then demands permits. Returns those lent.
+    async fn tell_collector(&self, saying: Saying, heard: &mut Subscription) -> Lease {
+        let recorded = self.recording.first("answer", Saying::Recorded, &unchanged);
+        for recorded_completion in self.recording.0.iter().filter(|said| said["queue"] == "completion") {
+            let message = say(recorded_completion, saying, &unchanged);
+            let is_question = message.kind == "question";
+            self.send(Target::Queue(Queue::Completion), message).await;
+            // What comes after the question must not come with it: it would count.
+            if is_question {
+                let answer =
+                    self.hear(heard, |said| if let Control::Answer(it) = said { Some(it) } else { None });
+                assert_eq!(
+                    Control::Answer(answer.await),
+                    Control::from_message(&recorded).unwrap(),
+                    "{saying:?}"
+                );
             }
         }
+        let beat = self.hear(heard, |said| if let Control::Beat(it) = said { Some(it) } else { None }).await;
+        let demand = self.recording.first("demand", saying, &unchanged);
+        self.send(Target::Process(beat.collector), demand).await;
+        self.hear(heard, |said| if let Control::Lease(it) = said { Some(it) } else { None }).await
+    }
+
+    /// The next thing said to this process that is wanted.
+    async fn hear<T>(&self, heard: &mut Subscription, wanted: impl Fn(Control) -> Option<T>) -> T {
+        let next = async {
+            loop {
+                if let Some(it) = wanted(Control::from_message(&self.next(heard).await).unwrap()) {
+                    return it;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, next).await.unwrap()
     }
 }
 
