@@ -22,6 +22,8 @@ pub struct Behaviour {
 pub struct Call {
     /// The `Idempotency-Key` header.
     pub key: String,
+    /// The `X-Caller` header, where the job has one.
+    pub caller: String,
     /// When it arrived.
     pub at: Instant,
     /// The body.
@@ -138,10 +140,11 @@ impl Server {
         let mut block = [0u8; 8192];
         loop {
             while let Some((head, end)) = request(&received) {
-                let key = header(&received[..head], "idempotency-key").unwrap_or_default();
+                let value = |name: &str| header(&received[..head], name).unwrap_or_default();
+                let (key, caller) = (value("idempotency-key"), value("x-caller"));
                 let body = received[head..end].to_vec();
                 received.drain(..end);
-                let answer = self.answer(Call { key, at: Instant::now(), body }).await;
+                let answer = self.answer(Call { key, caller, at: Instant::now(), body }).await;
                 stream.write_all(answer.as_bytes()).await?;
             }
             match stream.read(&mut block).await? {
