@@ -147,7 +147,8 @@ impl Speaker {
     }
 
     async fn beat(&mut self, beats: u64) {
-        self.say(Target::Everybody, Control::Beat(Beat { collector: self.process.clone() })).await;
+        let beat = Beat { collector: self.process.clone(), lends_connections: true };
+        self.say(Target::Everybody, Control::Beat(beat)).await;
         let now_ms = clock::unix_ms();
         let (paused, over) = self.pauses.told_again(now_ms);
         for throttle in paused {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use windrow_common::broker::{Broker, BrokerError, Outgoing, Target};
 use windrow_common::clock;
-use windrow_common::envelope::control::{self, Beat, Control, Lease, Outage, Throttle, Working};
+use windrow_common::envelope::control::{self, Beat, Control, Lease, Outage, Scope, Throttle, Working};
 use windrow_common::ids::ProcessId;
 use windrow_common::telemetry::metrics::IntGauge;
 
@@ -61,13 +61,13 @@ impl Fleet {
         destinations.tell_findings(&sender);
         let destinations = destinations.by_name().clone();
         let fleet = Self { process, destinations, in_hand, collector: watch::Sender::new(collector) };
-        fleet.hear_collector();
+        fleet.hear_collector(true);
         (Arc::new(fleet), findings)
     }
 
     /// A collector says that it is the active one.
     pub(crate) fn beat(&self, beat: Beat) {
-        self.hear_collector();
+        self.hear_collector(beat.lends_connections);
         self.collector
             .send_if_modified(|known| known.replace(beat.collector.clone()) != Some(beat.collector));
     }
@@ -84,9 +84,13 @@ impl Fleet {
         self.destinations.values().flat_map(|destination| destination.gates())
     }
 
-    fn hear_collector(&self) {
+    /// A collector is there, or looked for from now on.
+    fn hear_collector(&self, lends_connections: bool) {
         let now = clock::now();
-        self.gates().for_each(|gate| gate.hear_collector(now));
+        for gate in self.gates() {
+            let lends = lends_connections || *gate.scope() != Scope::Connections;
+            gate.hear_collector(lends.then_some(now));
+        }
     }
 
     /// A collector says that a destination is down, or works again.

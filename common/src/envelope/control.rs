@@ -113,6 +113,9 @@ pub const LEASE: Duration = Duration::from_secs(3);
 pub struct Beat {
     /// Its process.
     pub collector: ProcessId,
+    /// Whether it lends connections. Where it does not, each consumer keeps their number by itself.
+    #[serde(default)]
+    pub lends_connections: bool,
 }
 
 /// What permits of a destination are for.

@@ -181,9 +181,15 @@ impl LimitGate {
         }
     }
 
-    /// There is a collector at `now`, or one is looked for from now on: the floor is for when there is none.
-    pub(crate) fn hear_collector(&self, now: Instant) {
-        self.state().heard_at = Some(now);
+    /// What its permits are for.
+    pub(crate) fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// There is a collector at that time, or one is looked for from then on: the floor is for when there is none. None:
+    /// nobody lends permits of this gate, so the floor may be used at once.
+    pub(crate) fn hear_collector(&self, at: Option<Instant>) {
+        self.state().heard_at = at;
     }
 
     /// What to ask the collector for, if it is time.
@@ -445,7 +451,7 @@ mod tests {
     fn a_floor_may_be_used_once_the_last_lease_has_been_over_for_as_long_as_it_lasted() {
         let now = Instant::now();
         let gate = LimitGate::of_rates("d", vec![TEN], Some(TWO));
-        gate.hear_collector(now);
+        gate.hear_collector(Some(now));
         let demand = gate.demand(&process(), now).unwrap();
         gate.lend(&lease(demand.sequence, 0), now);
         assert_eq!(takes(&gate, now + LEASE), 0);
@@ -464,23 +470,26 @@ mod tests {
         let now = Instant::now();
         assert_eq!(takes(&alone, now), 10);
         let gate = LimitGate::of_connections("d", 10);
-        gate.hear_collector(now);
+        gate.hear_collector(Some(now));
         assert_eq!(takes(&gate, now), 0, "no lease, no call");
         let demand = gate.demand(&process(), now).unwrap();
         assert_eq!(demand.need, 10, "at first all");
         gate.lend(&connections(demand.sequence, 3), now);
         assert_eq!(takes(&gate, now), 3);
         let later = now + 20 * LEASE;
-        gate.hear_collector(later);
+        gate.hear_collector(Some(later));
         assert_eq!(takes(&gate, later + LEASE), 0, "there is a collector");
         assert_eq!(takes(&gate, later + CONNECTIONS_FLOOR_AFTER), 10);
+        let gate = LimitGate::of_connections("d", 10);
+        gate.hear_collector(None);
+        assert_eq!(takes(&gate, clock::now()), 10, "a collector of an earlier build lends none");
     }
 
     #[test]
     fn connections_are_demanded_by_what_was_in_flight_and_what_waits_and_not_when_idle() {
         let now = Instant::now();
         let gate = LimitGate::of_connections("d", 10);
-        gate.hear_collector(now);
+        gate.hear_collector(Some(now));
         let demand = gate.demand(&process(), now).unwrap();
         gate.lend(&connections(demand.sequence, 8), now);
         assert_eq!(takes(&gate, now), 8);
@@ -504,7 +513,7 @@ mod tests {
     fn what_was_lent_is_not_claimed_after_its_lease_but_for_calls_in_flight() {
         let now = Instant::now();
         let gate = LimitGate::of_connections("d", 10);
-        gate.hear_collector(now);
+        gate.hear_collector(Some(now));
         let demand = gate.demand(&process(), now).unwrap();
         gate.lend(&connections(demand.sequence, 8), now);
         let mut state = gate.state();
