@@ -18,8 +18,8 @@ use windrow_common::job::{JobSet, Rate};
 use windrow_common::shutdown::Drained;
 
 use crate::engine::{Engine, Now};
+use crate::ledger::Changes;
 use crate::notify;
-use crate::outages::Outages;
 use crate::report::Report;
 use crate::run_state::{CommandError, RunCommand};
 use crate::settling::Settling;
@@ -78,10 +78,7 @@ enum Asked {
         rates: Option<Vec<Rate>>,
         done: oneshot::Sender<Result<Vec<Rate>, CommandError>>,
     },
-    KeepOutage {
-        destination: String,
-        until_ms: Option<u64>,
-    },
+    Keep(Box<Changes>),
 }
 
 impl Controller {
@@ -107,11 +104,11 @@ impl Controller {
 }
 
 impl Controller {
-    /// Has the ledger keep until when a destination is down. Waits for nothing: while the ledger is stuck this is not
-    /// kept, which costs a few calls after a restart at most.
-    pub(crate) fn keep_outage(&self, destination: String, until_ms: Option<u64>) {
-        if self.0.try_send(Asked::KeepOutage { destination, until_ms }).is_err() {
-            tracing::debug!("an outage is not kept in the ledger, which is busy");
+    /// Has the ledger keep what holds for destinations. Waits for nothing: while the ledger is stuck this is not kept,
+    /// which costs a few calls after a restart at most.
+    pub(crate) fn keep(&self, changes: Changes) {
+        if self.0.try_send(Asked::Keep(Box::new(changes))).is_err() {
+            tracing::debug!("what holds for a destination is not kept in the ledger, which is busy");
         }
     }
 }
@@ -189,8 +186,8 @@ impl Collector {
         };
         let _stuck_no_longer = give_up_after(shutdown.clone(), give_up);
         let ruling = fleet::Ruling::of(&engine);
-        let outages = Outages::new(std::mem::take(&mut engine.outages));
-        let _fleet = fleet::serve(Arc::clone(&broker), ruling, outages, controller.clone()).await?;
+        let kept = fleet::Kept::of(&mut engine);
+        let _fleet = fleet::serve(Arc::clone(&broker), ruling, kept, controller.clone()).await?;
         let mut settling = Settling::start(broker);
         // Let go of before the lock: the next collector of this folder puts its own socket there.
         let _control = control::serve(&engine.options.data_dir, controller);
@@ -284,9 +281,7 @@ async fn obey(mut engine: Engine, asked: Asked) -> Result<Engine, CollectorError
             Asked::Limit { destination, rates, done } => {
                 drop(done.send(engine.limit(&destination, rates).await?));
             }
-            Asked::KeepOutage { destination, until_ms } => {
-                engine.keep_outage(destination, until_ms).await?;
-            }
+            Asked::Keep(changes) => engine.commit(*changes).await?,
         }
         Ok::<_, CollectorError>(engine)
     })

@@ -18,6 +18,7 @@ use windrow_common::envelope::completion::{Completion, Question};
 use windrow_common::envelope::control::{Answer, RunNews, RunState};
 use windrow_common::ids::{ProcessId, RunId};
 use windrow_common::job::{JobSet, Rate};
+use windrow_common::resilience::rate::check_windows;
 use windrow_common::telemetry::metrics::LedgerMetrics;
 
 use crate::answers::Asked;
@@ -72,6 +73,8 @@ pub struct Engine {
     pub(crate) limits: watch::Sender<BTreeMap<String, Vec<Rate>>>,
     /// The destinations that were down when the ledger was opened, and until when, in Unix milliseconds.
     pub(crate) outages: BTreeMap<String, u64>,
+    /// The destinations that were to be left alone then, and until when, in Unix milliseconds.
+    pub(crate) pauses: BTreeMap<String, u64>,
     ledger_metrics: LedgerMetrics,
 }
 
@@ -102,6 +105,7 @@ impl Engine {
             next_key: open.next_key,
             limits: watch::Sender::new(open.limits),
             outages: open.outages,
+            pauses: open.pauses,
             ledger_metrics,
         };
         for record in open.runs {
@@ -190,12 +194,13 @@ impl Engine {
         mut rates: Option<Vec<Rate>>,
     ) -> Result<Result<Vec<Rate>, CommandError>, CollectorError> {
         if let Some(rates) = &mut rates {
-            rates.sort_unstable();
-            // Of two for one window the smaller holds.
-            rates.dedup_by_key(|rate| rate.window);
             if rates.is_empty() {
                 return Ok(Err(CommandError::Unreadable { reason: "`rates` has none".to_owned() }));
             }
+            if let Err(error) = check_windows(rates) {
+                return Ok(Err(CommandError::Unreadable { reason: error.to_string() }));
+            }
+            rates.sort_unstable();
         }
         let Some(stated) = fleet::stated(&self.jobs).remove(destination) else {
             return Ok(Err(CommandError::NoRate { destination: destination.to_owned() }));
@@ -207,15 +212,6 @@ impl Engine {
             limits.extend(rates.clone().map(|rates| (destination.to_owned(), rates)));
         });
         Ok(Ok(rates.unwrap_or(stated)))
-    }
-
-    /// Keeps until when a destination is down, in Unix milliseconds; None: it works again.
-    pub(crate) async fn keep_outage(
-        &mut self,
-        destination: String,
-        until_ms: Option<u64>,
-    ) -> Result<(), CollectorError> {
-        self.commit(Changes { outages: vec![(destination, until_ms)], ..Changes::default() }).await
     }
 
     /// Before leaving: sinks to disk, run folders up to date.

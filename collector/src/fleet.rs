@@ -1,5 +1,5 @@
 //! The collector as the fleet's control plane: it says where it is, lends permits of rates, and says which
-//! destinations are down (law 8).
+//! destinations are down or are to be left alone (law 8).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,8 +15,10 @@ use windrow_common::job::{DestinationSpec, JobSet, Rate};
 
 use crate::collector::Controller;
 use crate::engine::Engine;
+use crate::ledger::Changes;
 use crate::limits::Limits;
 use crate::outages::Outages;
+use crate::pauses::Pauses;
 
 /// How often the fleet is told where the active collector is.
 const BEAT_INTERVAL: Duration = Duration::from_secs(1);
@@ -34,13 +36,14 @@ const PREFETCH: u16 = 1_000;
 pub(crate) async fn serve(
     broker: Arc<dyn Broker>,
     ruling: Ruling,
-    outages: Outages,
+    kept: Kept,
     controller: Controller,
 ) -> Result<Serving, BrokerError> {
     let process = ProcessId::generate();
     let subscription = broker.subscribe(vec![Queue::Process(process.clone())], PREFETCH).await?;
     let limits = Limits::new(BTreeMap::new(), clock::now());
-    let speaker = Speaker { broker, process, limits, outages, controller };
+    let Kept { outages, pauses } = kept;
+    let speaker = Speaker { broker, process, limits, outages, pauses, controller };
     Ok(Serving(tokio::spawn(speaker.run(subscription, ruling))))
 }
 
@@ -51,6 +54,22 @@ pub(crate) struct Serving(tokio::task::JoinHandle<()>);
 impl Drop for Serving {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+/// What the ledger has kept of destinations.
+pub(crate) struct Kept {
+    outages: Outages,
+    pauses: Pauses,
+}
+
+impl Kept {
+    /// Taken out of this engine, which has no use for it.
+    pub(crate) fn of(engine: &mut Engine) -> Self {
+        Self {
+            outages: Outages::new(std::mem::take(&mut engine.outages)),
+            pauses: Pauses::new(std::mem::take(&mut engine.pauses)),
+        }
     }
 }
 
@@ -94,6 +113,7 @@ struct Speaker {
     process: ProcessId,
     limits: Limits,
     outages: Outages,
+    pauses: Pauses,
     controller: Controller,
 }
 
@@ -120,14 +140,24 @@ impl Speaker {
 
     async fn beat(&mut self, beats: u64) {
         self.say(Target::Everybody, Control::Beat(Beat { collector: self.process.clone() })).await;
+        let now_ms = clock::unix_ms();
+        let (paused, over) = self.pauses.told_again(now_ms);
+        for throttle in paused {
+            self.say(Target::Everybody, Control::Paused(throttle)).await;
+        }
+        self.keep(Changes { pauses: over, ..Changes::default() });
         if beats.is_multiple_of(OUTAGE_BEATS) {
-            let now_ms = clock::unix_ms();
-            for destination in self.outages.forget(now_ms) {
-                self.controller.keep_outage(destination, None);
-            }
+            let over = self.outages.forget(now_ms).into_iter().map(|destination| (destination, None));
+            self.keep(Changes { outages: over.collect(), ..Changes::default() });
             for outage in self.outages.told_again(now_ms) {
                 self.say(Target::Everybody, Control::Outage(outage)).await;
             }
+        }
+    }
+
+    fn keep(&self, changes: Changes) {
+        if !changes.is_empty() {
+            self.controller.keep(changes);
         }
     }
 
@@ -140,7 +170,14 @@ impl Speaker {
             Ok(Control::Found(found)) => {
                 let (outage, until_ms) = self.outages.hear(&found, clock::unix_ms());
                 self.say(Target::Everybody, Control::Outage(outage)).await;
-                self.controller.keep_outage(found.destination, until_ms);
+                self.keep(Changes { outages: vec![(found.destination, until_ms)], ..Changes::default() });
+            }
+            Ok(Control::Throttled(throttled)) => {
+                let (told, kept) = self.pauses.hear(&throttled, clock::unix_ms());
+                if let Some(told) = told {
+                    self.say(Target::Everybody, Control::Paused(told)).await;
+                }
+                self.keep(Changes { pauses: kept.into_iter().collect(), ..Changes::default() });
             }
             // What is told to everybody comes here too.
             _ => {}

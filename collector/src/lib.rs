@@ -25,6 +25,7 @@ mod options;
 mod outages;
 mod outcomes;
 mod patience;
+mod pauses;
 mod place;
 mod prune;
 mod render;

@@ -1,4 +1,5 @@
-//! What a consumer and the active collector tell each other: permits of rates, and which destinations are down.
+//! What a consumer and the active collector tell each other: permits of rates, which destinations are down, and which are
+//! to be left alone.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use windrow_common::broker::{Broker, BrokerError, Outgoing, Target};
 use windrow_common::clock;
-use windrow_common::envelope::control::{Beat, Control, Found, Lease, Outage};
+use windrow_common::envelope::control::{self, Beat, Control, Lease, Outage, Throttle};
 use windrow_common::ids::ProcessId;
 
 use crate::processor::{Destination, Destinations};
@@ -23,8 +24,23 @@ pub(crate) struct Fleet {
     collector: watch::Sender<Option<ProcessId>>,
 }
 
-/// What this process finds of a destination by its own calls: for how long it is down, or that it works again.
-pub(crate) type Finding = (String, Option<Duration>);
+/// What this process finds of a destination by its own calls.
+#[derive(Debug)]
+pub(crate) struct Finding {
+    pub(crate) destination: String,
+    pub(crate) found: Found,
+}
+
+/// See [`Finding`].
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// It is down for so long.
+    Down(Duration),
+    /// It works again.
+    Works,
+    /// It asked to be left alone for so long.
+    Throttles(Duration),
+}
 
 impl Fleet {
     /// Of this process, and what it finds, to be told.
@@ -54,7 +70,14 @@ impl Fleet {
     /// A collector says that a destination is down, or works again.
     pub(crate) fn hear(&self, outage: &Outage) {
         if let Some(destination) = self.destinations.get(&outage.destination) {
-            destination.hear(outage, &self.process);
+            destination.availability().hear(outage, &self.process);
+        }
+    }
+
+    /// A collector says that a destination is to be left alone.
+    pub(crate) fn hear_pause(&self, throttle: &Throttle) {
+        if let Some(destination) = self.destinations.get(&throttle.destination) {
+            destination.availability().hear_pause(throttle);
         }
     }
 
@@ -107,9 +130,16 @@ impl Fleet {
     }
 
     async fn tell(&self, finding: Finding, broker: &Arc<dyn Broker>) -> Result<(), BrokerError> {
-        let (destination, down) = finding;
-        let down_ms = down.map(|down| u64::try_from(down.as_millis()).unwrap_or(u64::MAX));
-        self.send(Control::Found(Found { process: self.process.clone(), destination, down_ms }), broker).await
+        let Finding { destination, found } = finding;
+        let process = self.process.clone();
+        let control = match found {
+            Found::Down(down) => {
+                Control::Found(control::Found { process, destination, down_ms: Some(millis(down)) })
+            }
+            Found::Works => Control::Found(control::Found { process, destination, down_ms: None }),
+            Found::Throttles(pause) => Control::Throttled(Throttle { destination, pause_ms: millis(pause) }),
+        };
+        self.send(control, broker).await
     }
 
     /// To the active collector, if there is one.
@@ -118,4 +148,8 @@ impl Fleet {
         let message = control.to_message();
         broker.publish(Outgoing { target: Target::Process(collector), message }).await
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

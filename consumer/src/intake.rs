@@ -67,16 +67,16 @@ impl Taking {
         }
     }
 
-    /// Waits without a subscription until the destination may be probed, probes with one delivery at a time, and
+    /// Waits without a subscription until the destination may be called, or probed with one delivery at a time, and
     /// subscribes again when it works. None at the shutdown, or when the broker was closed.
     async fn sit_out(&mut self, destination: &Arc<Destination>) -> Option<Subscription> {
         let shutdown = self.shutdown.clone();
         loop {
-            if let Some(outage) = destination.outage_now() {
+            if let Some(outage) = destination.availability().outage_now() {
                 tokio::select! {
                     () = shutdown.cancelled() => {}
                     () = tokio::time::sleep_until(Instant::from_std(outage.until)) => {}
-                    () = destination.closed() => {}
+                    () = destination.availability().callable() => {}
                 }
             }
             while let Some(ended) = self.chunks.try_join_next() {
@@ -85,10 +85,12 @@ impl Taking {
             if shutdown.is_cancelled() {
                 return None;
             }
-            if destination.is_closed() {
+            if destination.availability().is_callable() {
                 return self.subscribe(self.intake.prefetch).await;
             }
-            self.probe(destination).await?;
+            if destination.availability().outage_now().is_none() {
+                self.probe(destination).await?;
+            }
         }
     }
 
@@ -102,8 +104,8 @@ impl Taking {
             biased;
             () = shutdown.cancelled() => None,
             // Another stage was quicker to probe.
-            _ = destination.outage() => None,
-            () = destination.closed() => None,
+            _ = destination.availability().outage() => None,
+            () = destination.availability().callable() => None,
             delivery = subscription.next() => Some(delivery?),
         };
         if let Some(delivery) = taken {
@@ -112,7 +114,7 @@ impl Taking {
         self.take_the_rest(subscription, Some(&held)).await;
         drop(held);
         tokio::select! {
-            () = destination.closed() => {}
+            () = destination.availability().callable() => {}
             _ = ended.recv() => {}
         }
         Some(())

@@ -81,8 +81,9 @@ impl Questions {
                 Ok(Control::Beat(beat)) => self.fleet.beat(beat),
                 Ok(Control::Lease(lease)) => self.fleet.lend(&lease),
                 Ok(Control::Outage(outage)) => self.fleet.hear(&outage),
+                Ok(Control::Paused(throttle)) => self.fleet.hear_pause(&throttle),
                 // Only a collector is told these.
-                Ok(Control::Demand(_) | Control::Found(_)) => {}
+                Ok(Control::Demand(_) | Control::Found(_) | Control::Throttled(_)) => {}
                 Err(error) => tracing::warn!(reason = %error, "a message to this process cannot be read"),
             }
         }

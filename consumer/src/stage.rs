@@ -98,11 +98,11 @@ impl StageIntake {
         self.versions.iter().filter_map(|version| version.processor.destination())
     }
 
-    /// Waits until the breaker of one of its destinations is open; for ever when it has none.
+    /// Waits until one of its destinations is not called for a while; for ever when it has none.
     pub(crate) async fn outage(&self) -> Arc<Destination> {
         let opened = |destination: &Arc<Destination>| {
             let destination = Arc::clone(destination);
-            Box::pin(async move { (destination.outage().await, destination) })
+            Box::pin(async move { (destination.availability().outage().await, destination) })
         };
         let mut opened: FuturesUnordered<_> = self.destinations().map(opened).collect();
         match opened.next().await {

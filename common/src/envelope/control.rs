@@ -179,6 +179,16 @@ pub struct Outage {
     pub prober: Option<ProcessId>,
 }
 
+/// That a destination refused a call because of a limit, and is to be left alone: first to the active collector, which
+/// then tells everybody, again each second while it lasts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Throttle {
+    /// The destination.
+    pub destination: String,
+    /// For how long no call is to be made, in milliseconds.
+    pub pause_ms: u64,
+}
+
 /// A message to a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Control {
@@ -196,6 +206,10 @@ pub enum Control {
     Found(Found),
     /// To everybody.
     Outage(Outage),
+    /// To the active collector.
+    Throttled(Throttle),
+    /// To everybody.
+    Paused(Throttle),
 }
 
 impl Control {
@@ -213,6 +227,12 @@ impl Control {
                 json_message("found", format!("{}/found/{}", found.process, found.destination), found)
             }
             Self::Outage(outage) => json_message("outage", format!("outage/{}", outage.destination), outage),
+            Self::Throttled(throttle) => {
+                json_message("throttled", format!("throttled/{}", throttle.destination), throttle)
+            }
+            Self::Paused(throttle) => {
+                json_message("paused", format!("paused/{}", throttle.destination), throttle)
+            }
             Self::Lease(lease) => {
                 json_message("lease", format!("lease/{}/{}", lease.destination, lease.sequence), lease)
             }
@@ -230,6 +250,8 @@ impl Control {
             "lease" => from_json(message).map(Self::Lease),
             "found" => from_json(message).map(Self::Found),
             "outage" => from_json(message).map(Self::Outage),
+            "throttled" => from_json(message).map(Self::Throttled),
+            "paused" => from_json(message).map(Self::Paused),
             other => Err(DecodeError::Kind(other.to_owned())),
         }
     }

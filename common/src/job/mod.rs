@@ -16,6 +16,7 @@ pub mod template;
 
 pub use crate::resilience::adaptive::Bounds;
 pub use crate::resilience::breaker::{BreakerSpec, FailureRate};
+pub use crate::resilience::pause::ThrottleScope;
 pub use crate::resilience::rate::Rate;
 pub use amount::{format_bytes, format_duration, parse_bytes, parse_duration};
 pub use env_text::{EnvLookup, EnvText, MissingVariable, Redactor, Resolved};
@@ -282,6 +283,8 @@ pub struct DestinationSpec {
     pub rates: Vec<Rate>,
     /// `rate_floor`: what a consumer without a lease may use. Default none: without a lease it makes no call.
     pub rate_floor: Option<Rate>,
+    /// `throttle`: whom a call refused by a limit concerns. Default `destination`.
+    pub throttle: ThrottleScope,
     /// `breaker`; none when it is `false`.
     pub breaker: Option<BreakerSpec>,
 }
@@ -346,6 +349,7 @@ impl DestinationSpec {
             (Some(one), Some(other)) => Some(one.stricter(other)),
             (one, other) => one.or(other),
         };
+        self.throttle = self.throttle.max(other.throttle);
         self.rate_floor = if self.rates.is_empty() { other.rate_floor } else { self.rate_floor };
         self.rates.extend(&other.rates);
         // By window, and the fewest calls first.

@@ -70,6 +70,24 @@ impl TryFrom<String> for Rate {
     }
 }
 
+/// Two rates for one window: one of them would mean nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0} and {1} are rates for the same window; leave one")]
+pub struct SameWindow(pub Rate, pub Rate);
+
+/// Looks for two rates for one window.
+///
+/// # Errors
+/// The first two there are.
+pub fn check_windows(rates: &[Rate]) -> Result<(), SameWindow> {
+    for (index, rate) in rates.iter().enumerate() {
+        if let Some(other) = rates[..index].iter().find(|other| other.window == rate.window) {
+            return Err(SameWindow(*other, *rate));
+        }
+    }
+    Ok(())
+}
+
 /// The permits of one window that one process has.
 #[derive(Debug)]
 pub struct Permits {
@@ -191,6 +209,14 @@ mod tests {
             let error = wrong.parse::<Rate>().unwrap_err().to_string();
             assert!(error.contains("10/s"), "{wrong}: {error}");
         }
+    }
+
+    #[test]
+    fn two_rates_for_one_window_are_named() {
+        let rates: Vec<Rate> = ["10/s", "100/m", "5/s"].iter().map(|text| text.parse().unwrap()).collect();
+        assert_eq!(check_windows(&rates[..2]), Ok(()));
+        let error = check_windows(&rates).unwrap_err().to_string();
+        assert_eq!(error, "10/s and 5/s are rates for the same window; leave one");
     }
 
     #[test]

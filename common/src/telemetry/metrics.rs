@@ -104,6 +104,13 @@ impl Metrics {
             .gauge("windrow_breaker_state", "A destination's breaker: 0 closed, 1 half-open, 2 open.")
     }
 
+    /// How often a destination has asked to be left alone, by its name in the job file.
+    pub fn destination_pauses(&self, destination: &str) -> IntCounter {
+        self.families
+            .with([("destination", self.destinations.bounded(destination))])
+            .counter("windrow_destination_pauses_total", "Pauses a destination has asked for.")
+    }
+
     /// Everything in the Prometheus text format.
     pub fn text(&self) -> String {
         self.families.text() + &process::text()
@@ -383,6 +390,7 @@ mod tests {
         metrics.broker();
         metrics.calls_in_flight("crm");
         metrics.breaker_state("crm");
+        metrics.destination_pauses("crm");
         metrics
     }
 

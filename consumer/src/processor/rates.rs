@@ -13,7 +13,7 @@ use windrow_common::resilience::rate::{Permits, Rate};
 use super::Outage;
 
 /// A call that has to wait for longer than this for its permit waits in the broker, not in a slot (law 5).
-const LONGEST_WAIT: Duration = Duration::from_secs(2);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 /// It is put aside for at most so long at a time: another consumer may give up permits meanwhile.
 const LONGEST_ASIDE: Duration = Duration::from_secs(60);
