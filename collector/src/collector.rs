@@ -13,7 +13,7 @@ use windrow_common::broker::{Broker, Delivery, Subscription};
 use windrow_common::clock;
 use windrow_common::envelope::control::RunState;
 use windrow_common::envelope::{Headers, Message};
-use windrow_common::ids::RunId;
+use windrow_common::ids::{ProcessId, RunId};
 use windrow_common::job::{JobSet, Rate};
 use windrow_common::shutdown::Drained;
 
@@ -52,6 +52,7 @@ const LOCK_FILE: &str = "collector.lock";
 pub struct Collector {
     broker: Arc<dyn Broker>,
     engine: Engine,
+    process: ProcessId,
     commands: mpsc::Receiver<Asked>,
     controller: Controller,
     snapshots: watch::Receiver<Arc<BTreeMap<RunId, Report>>>,
@@ -164,12 +165,18 @@ impl Collector {
         let snapshots = engine.snapshots();
         let (sender, commands) = mpsc::channel(16);
         let controller = Controller(sender);
-        Ok(Self { broker, engine, commands, controller, snapshots, give_up, turn, _lock: lock })
+        let process = ProcessId::generate();
+        Ok(Self { broker, engine, process, commands, controller, snapshots, give_up, turn, _lock: lock })
     }
 
     /// The account of every run at hand, brought up to date at each change, at most every 50 ms.
     pub fn snapshots(&self) -> watch::Receiver<Arc<BTreeMap<RunId, Report>>> {
         self.snapshots.clone()
+    }
+
+    /// This process, as demands find it.
+    pub fn process(&self) -> &ProcessId {
+        &self.process
     }
 
     /// Commands for this collector.
@@ -179,7 +186,7 @@ impl Collector {
 
     /// Collects until `shutdown`, or until the broker is closed.
     pub async fn run(self, shutdown: CancellationToken) -> Result<Drained, CollectorError> {
-        let Self { broker, mut engine, mut commands, controller, give_up, turn, _lock, .. } = self;
+        let Self { broker, mut engine, process, mut commands, controller, give_up, turn, _lock, .. } = self;
         let mut turn = match turn {
             Some(turn) => turn,
             None => Turn::take(&broker).await?,
@@ -187,7 +194,7 @@ impl Collector {
         let _stuck_no_longer = give_up_after(shutdown.clone(), give_up);
         let ruling = fleet::Ruling::of(&engine);
         let kept = fleet::Kept::of(&mut engine);
-        let _fleet = fleet::serve(Arc::clone(&broker), ruling, kept, controller.clone()).await?;
+        let _fleet = fleet::serve(Arc::clone(&broker), process, ruling, kept, controller.clone()).await?;
         let mut settling = Settling::start(broker);
         // Let go of before the lock: the next collector of this folder puts its own socket there.
         let _control = control::serve(&engine.options.data_dir, controller);

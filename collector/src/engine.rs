@@ -75,6 +75,8 @@ pub struct Engine {
     pub(crate) outages: BTreeMap<String, u64>,
     /// The destinations that were to be left alone then, and until when, in Unix milliseconds.
     pub(crate) pauses: BTreeMap<String, u64>,
+    /// Whether no collector had opened the ledger before.
+    pub(crate) is_first: bool,
     ledger_metrics: LedgerMetrics,
 }
 
@@ -106,6 +108,7 @@ impl Engine {
             limits: watch::Sender::new(open.limits),
             outages: open.outages,
             pauses: open.pauses,
+            is_first: open.is_first,
             ledger_metrics,
         };
         for record in open.runs {
@@ -197,12 +200,18 @@ impl Engine {
             if rates.is_empty() {
                 return Ok(Err(CommandError::Unreadable { reason: "`rates` has none".to_owned() }));
             }
+            if rates.iter().any(|rate| rate.window.is_zero()) {
+                return Ok(Err(CommandError::Unreadable {
+                    reason: "`rates` has one without a unit".to_owned(),
+                }));
+            }
             if let Err(error) = check_windows(rates) {
                 return Ok(Err(CommandError::Unreadable { reason: error.to_string() }));
             }
             rates.sort_unstable();
         }
-        let Some(stated) = fleet::stated(&self.jobs).remove(destination) else {
+        let stated = fleet::stated(&self.jobs).remove(destination).map(|stated| stated.rates);
+        let Some(stated) = stated.filter(|rates| !rates.is_empty()) else {
             return Ok(Err(CommandError::NoRate { destination: destination.to_owned() }));
         };
         let limits = vec![(destination.to_owned(), rates.clone())];

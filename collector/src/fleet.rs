@@ -1,4 +1,4 @@
-//! The collector as the fleet's control plane: it says where it is, lends permits of rates, and says which
+//! The collector as the fleet's control plane: it says where it is, lends permits of rates and connections, and says which
 //! destinations are down or are to be left alone (law 8).
 
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use windrow_common::job::{DestinationSpec, JobSet, Rate};
 use crate::collector::Controller;
 use crate::engine::Engine;
 use crate::ledger::Changes;
-use crate::limits::Limits;
+use crate::limits::{LentBefore, Limits, Stated};
 use crate::outages::Outages;
 use crate::pauses::Pauses;
 
@@ -35,14 +35,14 @@ const PREFETCH: u16 = 1_000;
 /// The broker refuses the subscription.
 pub(crate) async fn serve(
     broker: Arc<dyn Broker>,
-    ruling: Ruling,
+    process: ProcessId,
+    mut ruling: Ruling,
     kept: Kept,
     controller: Controller,
 ) -> Result<Serving, BrokerError> {
-    let process = ProcessId::generate();
     let subscription = broker.subscribe(vec![Queue::Process(process.clone())], PREFETCH).await?;
-    let limits = Limits::new(BTreeMap::new(), clock::now());
-    let Kept { outages, pauses } = kept;
+    let Kept { outages, pauses, lent } = kept;
+    let limits = Limits::new(ruling.now(), lent, clock::now());
     let speaker = Speaker { broker, process, limits, outages, pauses, controller };
     Ok(Serving(tokio::spawn(speaker.run(subscription, ruling))))
 }
@@ -61,6 +61,7 @@ impl Drop for Serving {
 pub(crate) struct Kept {
     outages: Outages,
     pauses: Pauses,
+    lent: LentBefore,
 }
 
 impl Kept {
@@ -69,13 +70,18 @@ impl Kept {
         Self {
             outages: Outages::new(std::mem::take(&mut engine.outages)),
             pauses: Pauses::new(std::mem::take(&mut engine.pauses)),
+            lent: match (engine.is_first, engine.options.is_alone) {
+                (true, _) => LentBefore::Never,
+                (false, true) => LentBefore::ToNobodyLeft,
+                (false, false) => LentBefore::Perhaps,
+            },
         }
     }
 }
 
-/// Which rates hold: those an operator has set, else those of the job files.
+/// Which limits hold: the rates an operator has set, else what the job files say.
 pub(crate) struct Ruling {
-    stated: BTreeMap<String, Vec<Rate>>,
+    stated: BTreeMap<String, Stated>,
     set: watch::Receiver<BTreeMap<String, Vec<Rate>>>,
 }
 
@@ -85,26 +91,26 @@ impl Ruling {
         Self { stated: stated(&engine.jobs), set: engine.limits.subscribe() }
     }
 
-    fn now(&mut self) -> BTreeMap<String, Vec<Rate>> {
-        let mut rates = self.stated.clone();
+    fn now(&mut self) -> BTreeMap<String, Stated> {
+        let mut stated = self.stated.clone();
         let set = self.set.borrow_and_update();
-        for (destination, ruling) in &mut rates {
-            if let Some(set) = set.get(destination) {
-                ruling.clone_from(set);
+        for (destination, ruling) in &mut stated {
+            if let Some(set) = set.get(destination).filter(|_| !ruling.rates.is_empty()) {
+                ruling.rates.clone_from(set);
             }
         }
-        rates
+        stated
     }
 }
 
-/// The rates of each destination that has some, whichever job file states them.
-pub(crate) fn stated(jobs: &JobSet) -> BTreeMap<String, Vec<Rate>> {
+/// The limits of each destination, whichever job file states them.
+pub(crate) fn stated(jobs: &JobSet) -> BTreeMap<String, Stated> {
     let mut specs: BTreeMap<&str, DestinationSpec> = BTreeMap::new();
     for (name, spec) in jobs.iter().flat_map(|job| &job.destinations) {
         specs.entry(name).or_insert_with(|| spec.clone()).stricter(spec);
     }
-    let rated = specs.into_iter().filter(|(_, spec)| !spec.rates.is_empty());
-    rated.map(|(name, spec)| (name.to_owned(), spec.rates)).collect()
+    let stated = |spec: DestinationSpec| Stated { rates: spec.rates, connections: spec.max_connections };
+    specs.into_iter().map(|(name, spec)| (name.to_owned(), stated(spec))).collect()
 }
 
 /// Says and hears what concerns the whole fleet.
@@ -119,7 +125,6 @@ struct Speaker {
 
 impl Speaker {
     async fn run(mut self, mut subscription: Subscription, mut ruling: Ruling) {
-        self.limits.restate(ruling.now());
         let mut beat = tokio::time::interval(BEAT_INTERVAL);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut beats = 0;
@@ -139,7 +144,8 @@ impl Speaker {
     }
 
     async fn beat(&mut self, beats: u64) {
-        self.say(Target::Everybody, Control::Beat(Beat { collector: self.process.clone() })).await;
+        let beat = Beat { collector: self.process.clone(), lends_connections: true };
+        self.say(Target::Everybody, Control::Beat(beat)).await;
         let now_ms = clock::unix_ms();
         let (paused, over) = self.pauses.told_again(now_ms);
         for throttle in paused {

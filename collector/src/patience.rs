@@ -183,6 +183,7 @@ mod tests {
                 limits: BTreeMap::new(),
                 outages: BTreeMap::new(),
                 pauses: BTreeMap::new(),
+                is_first: true,
             })
         }
 

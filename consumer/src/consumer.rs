@@ -25,6 +25,8 @@ use crate::{held, intake};
 pub struct Options {
     /// This process, as answers find it.
     pub process: ProcessId,
+    /// The active collector, where it is known already; else it is heard of within a second.
+    pub collector: Option<ProcessId>,
     /// How long items that are running may take to end at a shutdown; then they are handed over.
     pub grace: Duration,
     /// Where this process counts.
@@ -86,7 +88,7 @@ impl Consumer {
         }
         broker.ensure(&Queue::Completion).await?;
         let runs = Arc::new(RunWords::default());
-        let (fleet, findings) = Fleet::new(options.process.clone(), &destinations);
+        let (fleet, findings) = Fleet::new(options.process.clone(), options.collector, &destinations);
         let questions =
             Questions::open(options.process, Arc::clone(&broker), Arc::clone(&runs), Arc::clone(&fleet))
                 .await?;

@@ -8,10 +8,10 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use windrow_common::broker::{Broker, BrokerError, Outgoing, Target};
 use windrow_common::clock;
-use windrow_common::envelope::control::{self, Beat, Control, Lease, Outage, Throttle};
+use windrow_common::envelope::control::{self, Beat, Control, Lease, Outage, Scope, Throttle};
 use windrow_common::ids::ProcessId;
 
-use crate::processor::{Destination, Destinations};
+use crate::processor::{Destination, Destinations, LimitGate};
 
 /// How often it is looked whether a demand is due.
 const TICK: Duration = Duration::from_millis(50);
@@ -43,27 +43,45 @@ pub(crate) enum Found {
 }
 
 impl Fleet {
-    /// Of this process, and what it finds, to be told.
+    /// Of this process, and what it finds, to be told. `collector` is the active collector, where it is known already.
     pub(crate) fn new(
         process: ProcessId,
+        collector: Option<ProcessId>,
         destinations: &Destinations,
     ) -> (Arc<Self>, mpsc::UnboundedReceiver<Finding>) {
         let (sender, findings) = mpsc::unbounded_channel();
         destinations.tell_findings(&sender);
         let destinations = destinations.by_name().clone();
-        (Arc::new(Self { process, destinations, collector: watch::Sender::new(None) }), findings)
+        let fleet = Self { process, destinations, collector: watch::Sender::new(collector) };
+        fleet.hear_collector(true);
+        (Arc::new(fleet), findings)
     }
 
     /// A collector says that it is the active one.
     pub(crate) fn beat(&self, beat: Beat) {
+        self.hear_collector(beat.lends_connections);
         self.collector
             .send_if_modified(|known| known.replace(beat.collector.clone()) != Some(beat.collector));
     }
 
     /// A collector lends permits.
     pub(crate) fn lend(&self, lease: &Lease) {
-        if let Some(gate) = self.destinations.get(&lease.destination).and_then(|found| found.rates()) {
+        let destination = self.destinations.get(&lease.destination);
+        if let Some(gate) = destination.and_then(|destination| destination.gate(&lease.scope)) {
             gate.lend(lease, clock::now());
+        }
+    }
+
+    fn gates(&self) -> impl Iterator<Item = &Arc<LimitGate>> {
+        self.destinations.values().flat_map(|destination| destination.gates())
+    }
+
+    /// A collector is there, or looked for from now on.
+    fn hear_collector(&self, lends_connections: bool) {
+        let now = clock::now();
+        for gate in self.gates() {
+            let lends = lends_connections || *gate.scope() != Scope::Connections;
+            gate.hear_collector(lends.then_some(now));
         }
     }
 
@@ -87,12 +105,12 @@ impl Fleet {
         broker: Arc<dyn Broker>,
         mut findings: mpsc::UnboundedReceiver<Finding>,
     ) {
-        let has_rates = self.destinations.values().any(|destination| destination.rates().is_some());
+        let has_limits = !self.destinations.is_empty();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let sent = tokio::select! {
-                _ = tick.tick(), if has_rates => self.demand(&broker).await,
+                _ = tick.tick(), if has_limits => self.demand(&broker).await,
                 finding = findings.recv() => match finding {
                     Some(finding) => self.tell(finding, &broker).await,
                     None => return,
@@ -109,7 +127,7 @@ impl Fleet {
 
     /// Gives up all permits, so that others have them at once: this process makes no more calls.
     pub(crate) async fn leave(&self, broker: &Arc<dyn Broker>) {
-        for gate in self.destinations.values().filter_map(|destination| destination.rates()) {
+        for gate in self.gates() {
             let demand = gate.farewell(&self.process, clock::now());
             if let Err(error) = self.send(Control::Demand(demand), broker).await {
                 tracing::debug!(%error, "permits could not be given up; they run out");
@@ -121,7 +139,7 @@ impl Fleet {
         if self.collector.borrow().is_none() {
             return Ok(());
         }
-        for gate in self.destinations.values().filter_map(|destination| destination.rates()) {
+        for gate in self.gates() {
             if let Some(demand) = gate.demand(&self.process, clock::now()) {
                 self.send(Control::Demand(demand), broker).await?;
             }

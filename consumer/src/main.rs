@@ -56,6 +56,7 @@ async fn main() -> ExitCode {
 async fn consume(arguments: &Arguments, jobs: &JobSet) -> anyhow::Result<()> {
     let daemon = Daemon::begin(&arguments.daemon, "consumer").await?;
     let options = Options {
+        collector: None,
         process: daemon.process.clone(),
         grace: arguments.grace,
         metrics: Arc::clone(&daemon.metrics),

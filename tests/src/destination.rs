@@ -45,6 +45,8 @@ struct Moods {
     /// The `Retry-After` of one call to come, and when calls were refused so.
     throttle_next: Mutex<Option<u64>>,
     throttled: Mutex<Vec<Instant>>,
+    /// From when to when each call that has ended was under way.
+    under_way: Mutex<Vec<(Instant, Instant)>>,
 }
 
 struct Server {
@@ -63,6 +65,7 @@ impl Destination {
             is_down: AtomicBool::new(false),
             throttle_next: Mutex::default(),
             throttled: Mutex::default(),
+            under_way: Mutex::default(),
         });
         let server = Arc::new(Server {
             fail_every: behaviour.fail_every,
@@ -106,6 +109,11 @@ impl Destination {
         lock(&self.moods.throttled).clone()
     }
 
+    /// From when to when each call was under way here, by their ends: from its arrival until just before it was answered.
+    pub fn under_way(&self) -> Vec<(Instant, Instant)> {
+        lock(&self.moods.under_way).clone()
+    }
+
     /// Its URL.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
@@ -144,6 +152,7 @@ impl Server {
     }
 
     async fn answer(&self, call: Call) -> String {
+        let began = call.at;
         lock(&self.calls).push(call);
         let number = self.count.fetch_add(1, Ordering::Relaxed) + 1;
         tokio::time::sleep(Duration::from_micros(self.moods.delay_micros.load(Ordering::Relaxed))).await;
@@ -156,6 +165,7 @@ impl Server {
             None if fails => "503 Service Unavailable".to_owned(),
             None => "200 OK".to_owned(),
         };
+        lock(&self.moods.under_way).push((began, Instant::now()));
         let body = r#"{"ok":true}"#;
         format!(
             "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",

@@ -158,6 +158,7 @@ fn a_trip_in_one_of_eight_consumers_stops_them_all_and_one_probes_for_all() {
     let items = 14_000;
     write_items(&folder.path().join("items.jsonl"), items);
     let job = job(&destination.url(), "../items.jsonl")
+        .replace("max_connections = 4", "max_connections = 32")
         .replace("open = \"1s\"", "open = \"3s\"")
         .replace("= \"1s\"", "= \"2s\"");
     let fleet = Fleet::new(folder.path(), &server.uri(), &job);

@@ -63,7 +63,7 @@ body = "{{{{ item | tojson }}}}"
 timeout = "30s"
 retry = {{ count = 8, interval = "2s", type = "fixed" }}
 [destination.paced]
-max_connections = 60
+max_connections = 120
 [sink]
 type = "jsonl"
 path = "out.jsonl"

@@ -22,7 +22,7 @@ fn job(destination: &Destination, items: &str, rate: &str) -> String {
          [chunk]\nitems = 10\n\
          [[stage]]\nname = \"send\"\ntype = \"http\"\ndestination = \"api\"\nconcurrency = 20\n\
          method = \"POST\"\nurl = \"{url}/\"\nbody = \"{{{{ item | tojson }}}}\"\n\
-         [destination.api]\nmax_connections = 20\n{rate}\n\
+         [destination.api]\nmax_connections = 160\n{rate}\n\
          [sink]\ntype = \"jsonl\"\npath = \"out.jsonl\"\n"
     )
 }

@@ -302,7 +302,11 @@ impl Stage {
     /// Answers one demand with the recorded lease.
     async fn lend_once(&self, saying: Saying, own: &mut Subscription) {
         let demand = loop {
-            if let Ok(Control::Demand(demand)) = Control::from_message(&self.next(own).await) {
+            let message = self.next(own).await;
+            // An earlier build knows no demand of another kind.
+            if let ("demand", Ok(Control::Demand(demand))) =
+                (message.kind.as_str(), Control::from_message(&message))
+            {
                 break demand;
             }
         };

@@ -47,11 +47,13 @@ impl Roles {
     ) -> Result<Self, Failure> {
         let (stop_producer, stop_consumers, stop_collector) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let process = collector.process().clone();
         let collector = tokio::spawn(collector.run(stop_collector.clone()));
         let mut consumers = JoinSet::new();
         for _ in 0..setting.arguments.here.consumers {
             let options = windrow_consumer::Options {
                 process: ProcessId::generate(),
+                collector: Some(process.clone()),
                 grace: GRACE,
                 metrics: Arc::clone(&setting.metrics),
                 own_processors: BTreeMap::new(),

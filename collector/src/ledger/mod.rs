@@ -196,6 +196,8 @@ pub struct OpenRuns {
     pub outages: BTreeMap<String, u64>,
     /// The destinations that are left alone, and until when, in Unix milliseconds.
     pub pauses: BTreeMap<String, u64>,
+    /// Whether nobody had opened the ledger before.
+    pub is_first: bool,
 }
 
 /// What can go wrong in the ledger.

@@ -102,16 +102,40 @@ pub const LEASE: Duration = Duration::from_secs(3);
 pub struct Beat {
     /// Its process.
     pub collector: ProcessId,
+    /// Whether it lends connections. Where it does not, each consumer keeps their number by itself.
+    #[serde(default)]
+    pub lends_connections: bool,
 }
 
-/// What a consumer asks the active collector for: permits of a destination's rates.
+/// What permits of a destination are for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// Its rates: each permit makes one call in a window.
+    #[default]
+    Rates,
+    /// Calls in flight, which are a window of no length.
+    Connections,
+}
+
+impl Scope {
+    /// Whether it is that of the rates, which messages need not name.
+    fn is_rates(&self) -> bool {
+        *self == Self::Rates
+    }
+}
+
+/// What a consumer asks the active collector for: permits of a destination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Demand {
     /// Who asks.
     pub process: ProcessId,
     /// The destination.
     pub destination: String,
-    /// Grows with each demand of this process for this destination.
+    /// What for.
+    #[serde(default, skip_serializing_if = "Scope::is_rates")]
+    pub scope: Scope,
+    /// Grows with each demand of this process for this destination and scope.
     pub sequence: u64,
     /// The rates in the consumer's job files, for a collector whose job files have none.
     pub rates: Vec<Rate>,
@@ -138,6 +162,9 @@ pub struct Has {
 pub struct Lease {
     /// The destination.
     pub destination: String,
+    /// What for.
+    #[serde(default, skip_serializing_if = "Scope::is_rates")]
+    pub scope: Scope,
     /// The demand's.
     pub sequence: u64,
     /// For each of the destination's rates.
@@ -221,7 +248,8 @@ impl Control {
             Self::Beat(beat) => json_message("beat", format!("{}/beat", beat.collector), beat),
             Self::Demand(demand) => {
                 let id = format!("{}/demand/{}/{}", demand.process, demand.destination, demand.sequence);
-                json_message("demand", id, demand)
+                let kind = if demand.scope.is_rates() { "demand" } else { "scoped_demand" };
+                json_message(kind, id, demand)
             }
             Self::Found(found) => {
                 json_message("found", format!("{}/found/{}", found.process, found.destination), found)
@@ -234,7 +262,8 @@ impl Control {
                 json_message("paused", format!("paused/{}", throttle.destination), throttle)
             }
             Self::Lease(lease) => {
-                json_message("lease", format!("lease/{}/{}", lease.destination, lease.sequence), lease)
+                let kind = if lease.scope.is_rates() { "lease" } else { "scoped_lease" };
+                json_message(kind, format!("lease/{}/{}", lease.destination, lease.sequence), lease)
             }
         }
     }
@@ -246,8 +275,9 @@ impl Control {
             "run_news" => from_json(message).map(Self::RunNews),
             "answer" => from_json(message).map(Self::Answer),
             "beat" => from_json(message).map(Self::Beat),
-            "demand" => from_json(message).map(Self::Demand),
-            "lease" => from_json(message).map(Self::Lease),
+            // A reader that knows no scopes must not take one for a demand of rates.
+            "demand" | "scoped_demand" => from_json(message).map(Self::Demand),
+            "lease" | "scoped_lease" => from_json(message).map(Self::Lease),
             "found" => from_json(message).map(Self::Found),
             "outage" => from_json(message).map(Self::Outage),
             "throttled" => from_json(message).map(Self::Throttled),

@@ -277,7 +277,7 @@ pub enum Schedule {
 /// `[destination.NAME]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DestinationSpec {
-    /// `max_connections`: calls in flight, per consumer for now. Default 10.
+    /// `max_connections`: calls in flight, of the whole fleet. Default 10.
     pub max_connections: u32,
     /// `rate`: calls of the whole fleet, one for each window, by window. Default none.
     pub rates: Vec<Rate>,

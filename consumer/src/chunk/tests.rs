@@ -116,7 +116,7 @@ impl Bench {
         };
         let runs = Arc::new(RunWords::default());
         let process = ProcessId::generate();
-        let (fleet, _) = Fleet::new(process.clone(), &Destinations::default());
+        let (fleet, _) = Fleet::new(process.clone(), None, &Destinations::default());
         let questions =
             Questions::open(process, Arc::clone(&broker), Arc::clone(&runs), fleet).await.unwrap();
         let intake = Arc::new(StageIntake {

@@ -13,7 +13,7 @@ use windrow_common::resilience::breaker::{Admission, Breaker, Pass, Sign, State}
 use windrow_common::resilience::pause::Pause;
 use windrow_common::telemetry::metrics::{IntCounter, IntGauge, Metrics};
 
-use super::rates::LONGEST_WAIT;
+use super::gate::LONGEST_WAIT;
 use super::{Attempt, Outage};
 use crate::fleet::{Finding, Found};
 

@@ -1,19 +1,19 @@
-//! Destinations as one process sees them: how many calls it may have in flight to each, and whether any call may be
-//! made at all.
+//! Destinations as one process sees them: which calls may be made to each, by its limits and by its availability.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
+use windrow_common::envelope::control::Scope;
 use windrow_common::job::{DestinationSpec, Job};
 use windrow_common::resilience::adaptive::Seen;
 use windrow_common::resilience::breaker::{Pass, Sign};
 use windrow_common::telemetry::metrics::{InFlight, IntGauge, Metrics};
 
 use super::availability::{Admitted, Availability};
-use super::rates::{RateGate, RatePass};
+use super::gate::{LimitGate, LimitPass};
 use super::{Attempt, BuildFault, http};
 use crate::fleet::Finding;
 
@@ -74,9 +74,8 @@ impl Destinations {
 
 /// An outside system.
 pub(crate) struct Destination {
-    max_connections: u32,
-    permits: Arc<Semaphore>,
-    rates: Option<Arc<RateGate>>,
+    connections: Arc<LimitGate>,
+    rates: Option<Arc<LimitGate>>,
     availability: Availability,
     calls: OnceLock<IntGauge>,
 }
@@ -92,22 +91,33 @@ pub struct Outage {
 /// The right to have one call in flight, until dropped.
 #[derive(Debug)]
 pub struct Permit {
-    _held: Option<OwnedSemaphorePermit>,
-    _rate: Option<RatePass>,
+    _limits: Passed,
     destination: Arc<Destination>,
     pass: Option<Pass>,
     _in_flight: Option<InFlight>,
 }
 
+/// A place among the calls in flight, and one in each window of the rates.
+#[derive(Debug)]
+struct Passed {
+    connection: LimitPass,
+    rate: Option<LimitPass>,
+}
+
+impl Passed {
+    /// The call is not made after all.
+    fn give_back(self) {
+        self.connection.give_back();
+        if let Some(rate) = self.rate {
+            rate.give_back();
+        }
+    }
+}
+
 impl Permit {
-    fn new(
-        held: Option<OwnedSemaphorePermit>,
-        rate: Option<RatePass>,
-        destination: &Arc<Destination>,
-        pass: Option<Pass>,
-    ) -> Self {
+    fn new(limits: Passed, destination: &Arc<Destination>, pass: Option<Pass>) -> Self {
         let in_flight = destination.calls.get().map(InFlight::enter);
-        Self { _held: held, _rate: rate, destination: Arc::clone(destination), pass, _in_flight: in_flight }
+        Self { _limits: limits, destination: Arc::clone(destination), pass, _in_flight: in_flight }
     }
 
     /// Tells the destination how the call ended. Returns when to try again when it was a probe that found the
@@ -131,34 +141,31 @@ impl Drop for Permit {
 impl Destination {
     fn new(name: &str, spec: &DestinationSpec) -> Arc<Self> {
         Arc::new(Self {
-            max_connections: spec.max_connections,
-            permits: Arc::new(Semaphore::new(spec.max_connections as usize)),
-            rates: (!spec.rates.is_empty()).then(|| RateGate::new(name, spec.rates.clone(), spec.rate_floor)),
+            connections: LimitGate::of_connections(name, spec.max_connections),
+            rates: (!spec.rates.is_empty())
+                .then(|| LimitGate::of_rates(name, spec.rates.clone(), spec.rate_floor)),
             availability: Availability::new(name, spec),
             calls: OnceLock::new(),
         })
     }
 
-    /// Waits until fewer than `max_connections` calls of this process are in flight, first come, first served, until
-    /// the rates let one more through, while the destination is left alone, and while another call probes. An error as
-    /// soon as no call is made for a while, also while waiting, and when the rates let none through for a while.
+    /// Waits until the rates let one more call through, until fewer calls are in flight than this process may have, while
+    /// the destination is left alone, and while another call probes. First come, first served. An error as soon as no
+    /// call is made for a while, also while waiting, and when the rates let none through for a while.
     pub(super) async fn permit(self: &Arc<Self>) -> Result<Permit, Outage> {
         let mut changes = self.availability.changes();
         loop {
-            let (held, rate) = tokio::select! {
+            let limits = tokio::select! {
                 biased;
                 outage = changes.outage() => return Err(outage),
                 passed = self.pass_limits() => passed?,
             };
             changes.see();
             let refused = match self.availability.admit() {
-                Admitted::Call(pass) => return Ok(Permit::new(held, rate, self, pass)),
+                Admitted::Call(pass) => return Ok(Permit::new(limits, self, pass)),
                 refused => refused,
             };
-            if let Some(rate) = rate {
-                rate.give_back();
-            }
-            drop(held);
+            limits.give_back();
             match refused {
                 Admitted::NotBefore(until) => return Err(Outage { until }),
                 Admitted::Probing => changes.next().await,
@@ -168,15 +175,14 @@ impl Destination {
         }
     }
 
-    async fn pass_limits(&self) -> Result<(Option<OwnedSemaphorePermit>, Option<RatePass>), Outage> {
+    async fn pass_limits(&self) -> Result<Passed, Outage> {
         self.availability.unpaused().await;
-        // The semaphore is never closed, so this is never None.
-        let held = self.permits.clone().acquire_owned().await.ok();
+        // In this order: what waits for a rate must not keep others from the destination.
         let rate = match &self.rates {
             Some(gate) => Some(gate.pass().await?),
             None => None,
         };
-        Ok((held, rate))
+        Ok(Passed { connection: self.connections.pass().await?, rate })
     }
 
     /// Whether it may be called at the moment.
@@ -184,9 +190,17 @@ impl Destination {
         &self.availability
     }
 
-    /// The gate of its rates, if it has some.
-    pub(crate) fn rates(&self) -> Option<&Arc<RateGate>> {
-        self.rates.as_ref()
+    /// The gates of its limits.
+    pub(crate) fn gates(&self) -> impl Iterator<Item = &Arc<LimitGate>> {
+        std::iter::once(&self.connections).chain(&self.rates)
+    }
+
+    /// The gate of one of its limits, if it has that.
+    pub(crate) fn gate(&self, scope: &Scope) -> Option<&Arc<LimitGate>> {
+        match scope {
+            Scope::Connections => Some(&self.connections),
+            Scope::Rates => self.rates.as_ref(),
+        }
     }
 }
 
@@ -217,7 +231,7 @@ fn sign(attempt: &Attempt) -> Sign {
 
 impl fmt::Debug for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Destination({} of {} free)", self.permits.available_permits(), self.max_connections)
+        write!(f, "Destination({:?})", self.connections)
     }
 }
 

@@ -14,14 +14,15 @@ mod command;
 mod conditions;
 mod destination;
 mod echo;
+mod gate;
 mod http;
 mod jq;
 mod output;
-mod rates;
 mod rendering;
 
 pub(crate) use destination::{Destination, seen};
 pub use destination::{Destinations, Outage, Permit};
+pub(crate) use gate::LimitGate;
 
 use std::fmt;
 use std::sync::Arc;

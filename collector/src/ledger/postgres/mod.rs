@@ -152,7 +152,14 @@ impl Ledger for PostgresLedger {
         let kept_until = |rows: Vec<Row>| rows.iter().map(|row| (row.get(0), uint(row.get(1)))).collect();
         let outages = kept_until(self.connection.rows(schema::OUTAGES, &[]).await?);
         let pauses = kept_until(self.connection.rows(schema::PAUSES, &[]).await?);
-        Ok(OpenRuns { runs, next_key: next.first().map_or(1, |row| row.get(0)), limits, outages, pauses })
+        Ok(OpenRuns {
+            runs,
+            next_key: next.first().map_or(1, |row| row.get(0)),
+            limits,
+            outages,
+            pauses,
+            is_first: self.epoch == 1,
+        })
     }
 
     async fn run(&mut self, run: &RunId) -> Result<Option<RunRecord>, LedgerError> {

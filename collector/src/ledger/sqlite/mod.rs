@@ -116,7 +116,7 @@ impl Ledger for SqliteLedger {
             select.query_map([], |row| Ok((row.get(0)?, uint(row.get(1)?))))?.collect::<Result<_, _>>()
         };
         let (outages, pauses) = (kept_until(schema::OUTAGES)?, kept_until(schema::PAUSES)?);
-        Ok(OpenRuns { runs, next_key, limits, outages, pauses })
+        Ok(OpenRuns { runs, next_key, limits, outages, pauses, is_first: self.epoch == 1 })
     }
 
     async fn run(&mut self, run: &RunId) -> Result<Option<RunRecord>, LedgerError> {
