@@ -136,6 +136,7 @@ impl Collector {
             data_dir,
             ledger: LedgerPlace::DataDir,
             sink_base: SinkBase::Folder(world.folder.clone()),
+            is_alone: false,
             metrics: Arc::clone(&world.metrics),
             trouble: watch::Sender::new(None),
         };

@@ -124,6 +124,7 @@ async fn story(setting: Setting) -> Story {
     });
     let options = Options {
         process: "consumer".parse().unwrap(),
+        collector: None,
         grace: Duration::ZERO,
         metrics: Metrics::new("schedules"),
         own_processors: BTreeMap::from([(key.clone(), Arc::clone(&called) as _)]),

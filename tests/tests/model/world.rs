@@ -154,6 +154,7 @@ impl World {
             let call = Call { process: process.to_string(), outside: Arc::clone(&self.outside) };
             let options = Options {
                 process: process.clone(),
+                collector: None,
                 grace: GRACE,
                 metrics: Arc::clone(&self.metrics),
                 own_processors: BTreeMap::from([(self.stage(), Arc::new(call) as _)]),
