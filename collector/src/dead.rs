@@ -81,6 +81,8 @@ impl DeadChunk {
             holds: pick(&header.holds),
             items: open,
             handed_over: Ranges::new(),
+            claimant: None,
+            released: Ranges::new(),
             latencies: Latencies::default(),
             unasked: false,
             ids: self.ids.is_some(),
@@ -91,7 +93,7 @@ impl DeadChunk {
 
 impl Run {
     /// Ends what is open of a dead chunk: items that have neither settled nor gone on with a higher hop, just those a
-    /// copy of it would be told to run (law 4). Returns how many of its items have so ended; a copy is told the same.
+    /// copy of it would be told to run (law 4); those claimed by somebody end as unknown. Returns how many of its items have so ended; a copy is told the same.
     pub(crate) fn bury(
         &mut self,
         dead: &DeadChunk,
@@ -101,7 +103,7 @@ impl Run {
     ) -> Result<u64, Refusal> {
         let header = &dead.header;
         let open = match chunks.get(&key) {
-            Some(chunk) if chunk.span == header.span => chunk.answer(&header.items, header.hop),
+            Some(chunk) if chunk.span == header.span => chunk.open_to(&header.items, header.hop),
             _ => header.items.clone(),
         };
         if !open.is_empty() {

@@ -14,13 +14,14 @@ use windrow_common::broker::Queue;
 use windrow_common::broker::parking::Death;
 use windrow_common::crash;
 use windrow_common::envelope::Message;
-use windrow_common::envelope::completion::{Completion, Question};
+use windrow_common::envelope::completion::Completion;
 use windrow_common::envelope::control::{Answer, RunNews, RunState};
 use windrow_common::ids::{ProcessId, RunId};
 use windrow_common::job::{JobSet, Rate};
 use windrow_common::telemetry::metrics::LedgerMetrics;
 
 use crate::chunks::Chunks;
+use crate::claims::ClaimTimes;
 use crate::dead::DeadChunk;
 use crate::incoming::{Group, Incoming, read_group, run_of};
 use crate::ledger::{Changes, ChunkKey, Ledger, RunKey};
@@ -52,6 +53,8 @@ pub struct Effects {
     pub news: Vec<RunNews>,
     /// To people.
     pub(crate) notices: Vec<Notice>,
+    /// To the completion queue: that claims were overdue at this time, in Unix milliseconds.
+    pub overdue: Option<u64>,
     /// When there is something to do even if nothing comes.
     pub wake_in: Option<Duration>,
 }
@@ -71,6 +74,7 @@ pub struct Engine {
     pub(crate) limits: watch::Sender<BTreeMap<String, Vec<Rate>>>,
     /// The destinations that were down when the ledger was opened, and until when, in Unix milliseconds.
     pub(crate) outages: BTreeMap<String, u64>,
+    pub(crate) claim_times: ClaimTimes,
     ledger_metrics: LedgerMetrics,
 }
 
@@ -101,8 +105,10 @@ impl Engine {
             next_key: open.next_key,
             limits: watch::Sender::new(open.limits),
             outages: open.outages,
+            claim_times: ClaimTimes::default(),
             ledger_metrics,
         };
+        engine.take_up_claims(&open.claimed).await?;
         for record in open.runs {
             let mut run = Run::new(record, now.instant);
             engine.bind_late(&mut run);
@@ -138,6 +144,7 @@ impl Engine {
         self.ledger_metrics.completions_parked.inc_by(parked);
         self.ledger_metrics.answers_sent.inc_by(effects.answers.len() as u64);
         self.do_duties(now).await?;
+        effects.overdue = self.claim_times.word(now);
         self.tell(now, &mut effects).await?;
         Ok(effects)
     }
@@ -265,6 +272,7 @@ impl Engine {
             if let Some(run) = incoming.run() {
                 self.load_run(run, now).await?;
             }
+            keys.extend(incoming.overdue_at().into_iter().flat_map(|at| self.claim_times.overdue(at)));
             let Some(id) = incoming.chunk() else { continue };
             // A refusal is met again, and told, when the completion is applied.
             keys.extend(self.runs.get_mut(&id.run).and_then(|run| run.chunk_key(id).ok()));
@@ -296,6 +304,9 @@ impl Engine {
         now: Now,
         effects: &mut Effects,
     ) -> Result<Result<(), Refusal>, CollectorError> {
+        if let Completion::Overdue(overdue) = completion {
+            return self.end_overdue(overdue.at, chunks, changes, now).await.map(Ok);
+        }
         let Some(id) = run_of(&completion).cloned() else { return Ok(Ok(())) };
         if let Completion::Opened(opened) = completion {
             return Ok(self.open_run(opened, now));
@@ -314,10 +325,10 @@ impl Engine {
                 place::make_ready(&self.options.data_dir, &self.patience, run).await?;
                 run.chunk_key(&outcomes.id).and_then(|key| run.outcomes(&outcomes, key, chunks, changes))
             }
-            Completion::Question(question) => answer(run, &question, chunks).map(|answer| {
+            Completion::Question(question) => run.question(&question, chunks, now.unix_ms).map(|answer| {
                 effects.answers.push((question.reply_to, answer));
             }),
-            Completion::Opened(_) | Completion::StandsBy(_) => Ok(()),
+            Completion::Opened(_) | Completion::StandsBy(_) | Completion::Overdue(_) => Ok(()),
         })
     }
 
@@ -373,6 +384,7 @@ impl Engine {
         let new_rejects = self.ledger.commit(&changes).await?;
         self.ledger_metrics.commit_seconds.observe(began.elapsed().as_secs_f64());
         crash::point("collector.committed");
+        changes.chunks.iter().for_each(|(key, chunk)| self.claim_times.note(*key, chunk));
         for run in self.runs.values_mut() {
             run.is_changed = false;
             run.record.rejected += new_rejects.get(&run.record.key).copied().unwrap_or(0);
@@ -382,12 +394,6 @@ impl Engine {
         crash::point("collector.written");
         Ok(())
     }
-}
-
-fn answer(run: &mut Run, question: &Question, chunks: &mut Chunks) -> Result<Answer, Refusal> {
-    let key = run.chunk_key(&question.id)?;
-    let items = run.question(question, key, chunks)?;
-    Ok(Answer { token: question.token.clone(), run_items: items.to_string() })
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use windrow_common::envelope::chunk::Span;
 use windrow_common::envelope::completion::{Progress, Question, Rejects, Sealed, SourceProgress};
-use windrow_common::envelope::control::{RunNews, RunState};
+use windrow_common::envelope::control::{Answer, RunNews, RunState};
 use windrow_common::ids::{ChunkId, SourceName, StageName};
 use windrow_common::ranges::Ranges;
 use windrow_common::telemetry::metrics::Metrics;
@@ -170,28 +170,40 @@ impl Run {
         Ok(())
     }
 
-    /// Answers a question: the items to run.
+    /// Answers a question: the items to run, which are the asker's alone from now on if it claims them.
     pub(crate) fn question(
         &mut self,
         question: &Question,
-        key: ChunkKey,
         chunks: &mut Chunks,
-    ) -> Result<Ranges, Refusal> {
+        now_ms: u64,
+    ) -> Result<Answer, Refusal> {
+        let key = self.chunk_key(&question.id)?;
+        let answer = |run_items: &Ranges, claimed| Answer {
+            token: question.token.clone(),
+            run_items: run_items.to_string(),
+            claimed: Some(claimed),
+        };
         if !self.takes(key, question.span, chunks.get(&key))? {
-            return Ok(Ranges::new());
+            return Ok(answer(&Ranges::new(), Ranges::new()));
         }
-        if question.hop == 0 {
+        let (items, hop) = (&question.items, question.hop);
+        let claimant = question.claim.as_ref().map(|claim| &claim.claimant);
+        if hop == 0 && claimant.is_none() {
             // Nothing to record: an unknown chunk stays unknown.
-            let answer = chunks.get(&key).map(|chunk| chunk.answer(&question.items, 0));
-            return Ok(answer.unwrap_or_else(|| question.items.clone()));
+            let known = chunks.get(&key).map(|chunk| chunk.answer(items, 0, None));
+            let (run_items, claimed) = known.unwrap_or_else(|| (items.clone(), Ranges::new()));
+            return Ok(answer(&run_items, claimed));
         }
         let chunk = chunks.change(key, question.span);
-        let waiting = chunk.hand_over(&question.items, question.hop).waiting;
-        let answer = chunk.answer(&question.items, question.hop);
+        let waiting = chunk.hand_over(items, hop).waiting;
+        let (run_items, claimed) = chunk.answer(items, hop, claimant);
+        if let Some(claim) = &question.claim {
+            chunk.claims.grant(claim, items, &run_items, now_ms);
+        }
         self.record.stages[key.stage as usize].waiting_items += waiting;
         self.saw_chunk(key, question.span);
         self.mark_changed();
-        Ok(answer)
+        Ok(answer(&run_items, claimed))
     }
 
     /// Brings the metrics up to the record, which is durable.

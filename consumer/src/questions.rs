@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use windrow_common::broker::{Broker, BrokerError, Outgoing, Queue, Subscription, Target};
-use windrow_common::envelope::chunk::ChunkHeader;
-use windrow_common::envelope::completion::{Completion, Question};
+use windrow_common::envelope::chunk::Span;
+use windrow_common::envelope::completion::{Claim, Completion, Question};
 use windrow_common::envelope::control::Control;
-use windrow_common::ids::ProcessId;
+use windrow_common::ids::{ChunkId, ProcessId};
 use windrow_common::ranges::Ranges;
 
 use crate::fleet::Fleet;
@@ -18,12 +18,21 @@ use crate::runs::RunWords;
 /// How long a question may go unanswered, counted from its confirmation.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The answer to a question.
+#[derive(Debug, Clone)]
+pub(crate) struct Told {
+    /// The items to run: neither settled, nor handed to a higher hop, nor claimed by somebody else.
+    pub(crate) run: Ranges,
+    /// Those that somebody else has claimed. None from a collector that knows nothing of claims.
+    pub(crate) claimed: Option<Ranges>,
+}
+
 /// Asks the collector, and hears it.
 #[derive(Debug)]
 pub(crate) struct Questions {
     process: ProcessId,
     broker: Arc<dyn Broker>,
-    pending: Mutex<HashMap<String, oneshot::Sender<Ranges>>>,
+    pending: Mutex<HashMap<String, oneshot::Sender<Told>>>,
     runs: Arc<RunWords>,
     fleet: Arc<Fleet>,
 }
@@ -43,20 +52,21 @@ impl Questions {
         Ok(questions)
     }
 
-    /// Which items of the chunk to run: neither settled nor handed to a higher hop. None when no answer
-    /// came within [`ANSWER_TIMEOUT`].
-    pub(crate) async fn ask(&self, header: &ChunkHeader) -> Result<Option<Ranges>, BrokerError> {
+    /// Which of these items of a chunk at `hop` to run, and to claim them if `claim` says so. None when no answer came
+    /// within [`ANSWER_TIMEOUT`].
+    pub(crate) async fn ask(
+        &self,
+        id: &ChunkId,
+        span: Span,
+        hop: u32,
+        items: Ranges,
+        claim: Option<Claim>,
+    ) -> Result<Option<Told>, BrokerError> {
         let token = uuid::Uuid::new_v4().simple().to_string();
         let (sender, receiver) = oneshot::channel();
         lock(&self.pending).insert(token.clone(), sender);
-        let question = Question {
-            id: header.id.clone(),
-            span: header.span,
-            hop: header.hop,
-            items: header.items.clone(),
-            reply_to: self.process.clone(),
-            token: token.clone(),
-        };
+        let (id, reply_to) = (id.clone(), self.process.clone());
+        let question = Question { id, span, hop, items, reply_to, token: token.clone(), claim };
         let message = Completion::Question(question).to_message(false);
         let asked = self.broker.publish(Outgoing { target: Target::Queue(Queue::Completion), message }).await;
         let answer = match asked {
@@ -72,9 +82,9 @@ impl Questions {
             match Control::from_message(&delivery.message) {
                 Ok(Control::Answer(answer)) => {
                     let waiting = lock(&self.pending).remove(&answer.token);
-                    if let (Some(waiting), Ok(items)) = (waiting, answer.items()) {
+                    if let (Some(waiting), Ok(run)) = (waiting, answer.items()) {
                         // The asker may have stopped waiting.
-                        let _ = waiting.send(items);
+                        let _ = waiting.send(Told { run, claimed: answer.claimed });
                     }
                 }
                 Ok(Control::RunNews(news)) => self.runs.hear(&news),

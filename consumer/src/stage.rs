@@ -8,7 +8,7 @@ use futures::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 use windrow_common::broker::{Broker, Queue};
 use windrow_common::ids::{JobHash, StageKey};
-use windrow_common::job::{Bounds, Concurrency, Job, ProcessorSpec, RetrySpec, StageSpec};
+use windrow_common::job::{Bounds, Concurrency, Effect, Job, ProcessorSpec, RetrySpec, StageSpec};
 use windrow_common::telemetry::metrics::StageMetrics;
 
 use crate::processor::{self, Destination};
@@ -36,6 +36,8 @@ pub(crate) struct StageRunner {
     pub(crate) timeout: Duration,
     /// `retry`.
     pub(crate) retry: RetrySpec,
+    /// `effect`.
+    pub(crate) effect: Effect,
     /// `chunk.budget`.
     pub(crate) budget: Duration,
     /// `chunk.compress`.
@@ -80,6 +82,7 @@ impl StageRunner {
             processor,
             timeout: spec.timeout,
             retry: spec.retry.clone(),
+            effect: spec.effect,
             budget: job.chunk.budget,
             compress: job.chunk.compress,
             slots: Slots::new(concurrency(job, spec), metrics.concurrency.clone()),

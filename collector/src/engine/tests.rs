@@ -1,4 +1,5 @@
 mod any_order;
+mod claims;
 mod dead;
 mod deadline;
 mod world;
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use tempfile::TempDir;
 use windrow_common::envelope::chunk::Span;
 use windrow_common::envelope::completion::{
-    Latencies, Opened, Outcomes, Progress, Reject, Rejects, Sealed, SourceProgress,
+    Latencies, Opened, Outcomes, Progress, Question, Reject, Rejects, Sealed, SourceProgress,
 };
 use windrow_common::ids::{ChunkId, SourceName};
 use windrow_common::job::Job;
@@ -297,6 +298,7 @@ async fn a_question_is_answered_by_what_came_before_it() {
             items: items.parse().unwrap(),
             reply_to: ProcessId::generate(),
             token: "t".into(),
+            claim: None,
         })
     };
     let mut first = outcomes("r1", 0, "0-3", Outcome::Succeeded);
@@ -362,6 +364,7 @@ async fn a_collector_that_was_replaced_answers_and_tells_nothing_more_either() {
         items: span(1).to_ranges(),
         reply_to: ProcessId::generate(),
         token: "t".to_owned(),
+        claim: None,
     });
     for messages in [vec![question.to_message(false)], vec![progress], vec![]] {
         let refused = old.step(&messages, world.now()).await;

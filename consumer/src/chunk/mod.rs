@@ -4,6 +4,7 @@
 //! turns what became of them into messages. This file connects the three and lets go of the delivery.
 
 mod attempts;
+mod claims;
 mod items;
 mod report;
 #[cfg(test)]
@@ -18,10 +19,11 @@ use windrow_common::broker::parking::Death;
 use windrow_common::broker::{BrokerError, Delivery, Outgoing, Queue, Settlement, Target};
 use windrow_common::envelope::Message;
 use windrow_common::envelope::chunk::{ChunkHeader, KIND};
-use windrow_common::ranges::Ranges;
+use windrow_common::job::Effect;
 
 use self::items::ChunkRun;
 use self::triage::{Circumstances, Triage, has_expired, held_by_outage, triage, unanswered};
+use crate::questions::Told;
 use crate::stage::{StageIntake, StageRunner};
 use crate::verdict::End;
 
@@ -71,15 +73,17 @@ async fn ask(
 ) {
     intake.metrics.questions_asked.inc();
     let answer = tokio::select! {
-        answer = intake.questions.ask(&header) => answer,
+        answer = intake.questions.ask(&header.id, header.span, header.hop, header.items.clone(), None) => answer,
         () = delivery.lost.cancelled() => return,
     };
-    match answer {
-        Ok(Some(wanted)) => {
+    // A collector that says nothing of claims knows none: where the effect must not repeat its word is no answer.
+    let is_answer = |told: &Told| version.effect == Effect::AtLeastOnce || told.claimed.is_some();
+    match answer.map(|told| told.filter(is_answer)) {
+        Ok(Some(told)) => {
             intake.metrics.questions_answered.inc();
-            run(intake, version, delivery, header, lines, Some(&wanted), false).await;
+            run(intake, version, delivery, header, lines, Some(&told), false).await;
         }
-        Ok(None) => match unanswered(&header) {
+        Ok(None) => match unanswered(&header, version.effect) {
             Triage::Run => {
                 intake.metrics.chunks_unasked.inc();
                 tracing::warn!(chunk = %header.id, "no collector answered for ten minutes: running a copy unasked");
@@ -97,10 +101,10 @@ async fn run(
     delivery: Delivery,
     header: ChunkHeader,
     lines: &[Bytes],
-    wanted: Option<&Ranges>,
+    told: Option<&Told>,
     unasked: bool,
 ) {
-    let outgoing = ChunkRun::new(intake, version, &delivery, header, lines, wanted, unasked).run().await;
+    let outgoing = ChunkRun::new(intake, version, &delivery, header, lines, told, unasked).run().await;
     if outgoing.iter().any(|outgoing| outgoing.message.kind == KIND) {
         intake.metrics.chunks_handed_over.inc();
     }

@@ -1,6 +1,7 @@
 //! The life of a delivery, on the embedded broker.
 
 mod adapting;
+mod claims;
 mod expiry;
 mod isolation;
 mod outage;
@@ -24,7 +25,7 @@ use windrow_common::envelope::chunk::ChunkHeader;
 use windrow_common::envelope::completion::{Completion, ItemError, Outcomes};
 use windrow_common::envelope::control::{Answer, Control};
 use windrow_common::ids::{Group, ProcessId};
-use windrow_common::job::{Concurrency, RetrySpec, Schedule};
+use windrow_common::job::{Concurrency, Effect, RetrySpec, Schedule};
 use windrow_common::outcome::Outcome;
 use windrow_common::telemetry::metrics::Metrics;
 
@@ -32,7 +33,7 @@ use super::handle;
 use super::triage::tests::header;
 use crate::fleet::Fleet;
 use crate::processor::Destinations;
-use crate::processor::{self, Attempt, Item, Processor, Retry};
+use crate::processor::{self, Attempt, Done, Item, Processor, Retry};
 use crate::questions::Questions;
 use crate::runs::RunWords;
 use crate::slots::Slots;
@@ -60,7 +61,7 @@ fn succeeded(item: &Item) -> BoxFuture<'static, Attempt> {
 
 fn failed(retry: Retry) -> BoxFuture<'static, Attempt> {
     let error = ItemError { class: "test".into(), message: "on purpose".into(), status: None };
-    async move { Attempt::Failed { error, retry } }.boxed()
+    async move { Attempt::Failed { error, retry, done: Done::Maybe } }.boxed()
 }
 
 /// A stage, its queues, and the collector's end of the completion queue.
@@ -77,6 +78,7 @@ struct Settings {
     interval: Duration,
     timeout: Duration,
     budget: Duration,
+    effect: Effect,
 }
 
 const USUAL: Settings = Settings {
@@ -84,6 +86,7 @@ const USUAL: Settings = Settings {
     interval: Duration::from_millis(10),
     timeout: Duration::from_secs(60),
     budget: Duration::from_secs(60),
+    effect: Effect::AtLeastOnce,
 };
 
 impl Bench {
@@ -110,6 +113,7 @@ impl Bench {
                 max_interval: settings.interval,
                 in_place_below: Duration::from_secs(2),
             },
+            effect: settings.effect,
             budget: settings.budget,
             compress: false,
             slots: Slots::new(settings.concurrency, metrics.concurrency.clone()),
@@ -337,7 +341,8 @@ async fn a_copy_runs_only_the_items_its_answer_names() {
             panic!("not a question");
         };
         assert_eq!((question.items.to_string(), question.hop), ("0-4".to_owned(), 0));
-        let answer = Control::Answer(Answer { token: question.token, run_items: "1,3".into() });
+        let answer =
+            Control::Answer(Answer { token: question.token, run_items: "1,3".into(), claimed: None });
         let target = Target::Process(question.reply_to);
         let message = answer.to_message();
         bench.broker.settle(asked, vec![Outgoing { target, message }]).await.unwrap();

@@ -107,7 +107,7 @@ pub struct Outage {
 #[derive(Debug)]
 pub struct Permit {
     _held: Option<OwnedSemaphorePermit>,
-    _rate: Option<RatePass>,
+    rate: Option<RatePass>,
     destination: Arc<Destination>,
     pass: Option<Pass>,
     _in_flight: Option<InFlight>,
@@ -121,7 +121,14 @@ impl Permit {
         pass: Option<Pass>,
     ) -> Self {
         let in_flight = destination.shown.get().map(|shown| InFlight::enter(&shown.calls));
-        Self { _held: held, _rate: rate, destination: Arc::clone(destination), pass, _in_flight: in_flight }
+        Self { _held: held, rate, destination: Arc::clone(destination), pass, _in_flight: in_flight }
+    }
+
+    /// The call is not made after all.
+    pub(crate) fn unused(mut self) {
+        if let Some(rate) = self.rate.take() {
+            rate.give_back();
+        }
     }
 
     /// Tells the breaker how the call ended. Returns when to try again when it was a probe that found the

@@ -46,7 +46,8 @@ async fn a_retry_is_not_waited_for_beyond_an_items_time_and_never_made_after_it(
         let Completion::Question(question) = Completion::from_message(&asked.message).unwrap() else {
             panic!("a copy asks, though its time has run out");
         };
-        let answer = Control::Answer(Answer { token: question.token, run_items: "0,2".into() });
+        let answer =
+            Control::Answer(Answer { token: question.token, run_items: "0,2".into(), claimed: None });
         let target = Target::Process(question.reply_to);
         let message = answer.to_message();
         bench.broker.settle(asked, vec![Outgoing { target, message }]).await.unwrap();
