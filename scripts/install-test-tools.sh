@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# Installs what the tests need and cargo does not bring: RabbitMQ (with Erlang) and PostgreSQL, by apt.
+# Installs what the tests need and cargo does not bring: RabbitMQ (with Erlang), PostgreSQL and `ip` (with which the chaos
+# suite cuts nodes off from each other in a network of its own), by apt.
 # Nothing is started: the tests start servers of their own, on loopback, and end them.
 set -euo pipefail
 
 missing=()
 [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || missing+=(rabbitmq-server)
 compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || missing+=(postgresql)
+command -v ip >/dev/null || missing+=(iproute2)
 
 if [ "${#missing[@]}" -eq 0 ]; then
-    for package in rabbitmq-server postgresql; do
+    for package in rabbitmq-server postgresql iproute2; do
         echo "$package is installed: $(dpkg-query --show --showformat='${Version}' "$package" 2>/dev/null || echo 'not by apt')"
     done
     exit 0

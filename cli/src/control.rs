@@ -4,6 +4,7 @@ use windrow_collector::control::{LimitsRequest, Request, ask, ask_limits, socket
 use windrow_collector::{ReadError, Reader, RunCommand};
 use windrow_common::envelope::control::RunState;
 use windrow_common::ids::RunId;
+use windrow_common::resilience::rate::check_windows;
 
 use crate::args::{ControlArgs, Kept, LimitsArgs};
 use crate::output::print;
@@ -30,6 +31,7 @@ pub(crate) async fn control(command: RunCommand, arguments: &ControlArgs) -> Res
 /// Sets the rates of a destination, and says which hold now.
 pub(crate) async fn limits(arguments: &LimitsArgs) -> Result<(), Failure> {
     let LimitsArgs { destination, rates, reset, data } = arguments;
+    check_windows(rates).map_err(|error| Failure::usage(format!("--rate: {error}")))?;
     let request = LimitsRequest { limits: destination.clone(), rates: (!reset).then(|| rates.clone()) };
     let rates = ask_limits(&data.data_dir, &request).await?;
     let rates: Vec<String> = rates.iter().map(ToString::to_string).collect();

@@ -90,7 +90,8 @@ fn queues(target: &TopologyTarget) -> Result<Vec<(String, Queue)>, Failure> {
     for key in keys {
         queues.push((format!("{key} work"), Queue::Work(key.clone())));
         queues.push((format!("{key} due"), Queue::Due(key.clone())));
-        queues.push((format!("{key} held"), Queue::Held(key)));
+        queues.push((format!("{key} held"), Queue::Held(key.clone())));
+        queues.push((format!("{key} alone"), Queue::Alone(key)));
     }
     Ok(queues)
 }

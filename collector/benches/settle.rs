@@ -94,6 +94,7 @@ async fn measure(items: u64, per_chunk: u64, arrival: Arrival) -> Spent {
     let run: RunId = "bench".parse().unwrap();
     let chunks = items / per_chunk;
     let options = Options {
+        is_alone: true,
         data_dir: folder.path().to_owned(),
         ledger: LedgerPlace::DataDir,
         sink_base: SinkBase::JobFile,

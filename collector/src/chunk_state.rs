@@ -4,6 +4,7 @@
 //! [`ChunkState::answer`], as do the claims of stages whose effect must not repeat.
 
 use windrow_common::envelope::chunk::Span;
+use windrow_common::envelope::completion::Claim;
 use windrow_common::ids::Claimant;
 use windrow_common::outcome::{Outcome, OutcomeCounts};
 use windrow_common::ranges::{Ranges, Runs};
@@ -59,7 +60,8 @@ pub struct Settled {
     pub counts: OutcomeCounts,
     /// Items that had settled before, with the same outcome and output or not.
     pub duplicates: u64,
-    /// Of these, the ones with another outcome or output.
+    /// Of these, the ones with another outcome or output. A cancellation that came too late is none: it says that nothing
+    /// was done.
     pub conflicts: u64,
     /// Items the collector had closed before their outcome came.
     pub late: u64,
@@ -118,7 +120,8 @@ impl ChunkState {
                     CLOSED_DIGEST => result.late += 1,
                     known => {
                         result.duplicates += 1;
-                        result.conflicts += u64::from(known != item.digest);
+                        let differs = known != item.digest && item.outcome != Outcome::Cancelled;
+                        result.conflicts += u64::from(differs);
                     }
                 }
             }
@@ -147,11 +150,23 @@ impl ChunkState {
         result
     }
 
-    /// Of [`Self::open_to`], what nobody but the claimant has claimed, and what somebody else has.
+    /// Grants the claimant what is open of `items` to a copy at `hop`, and is nobody else's.
+    pub fn claim(&mut self, claim: &Claim, items: &Ranges, hop: u32, now_ms: u64) {
+        let is_free = |index| !self.claims.is_of_another(index, Some(&claim.claimant));
+        let granted = self.open_to(items, hop).filter(is_free);
+        self.claims.grant(claim, items, &granted, now_ms);
+    }
+
+    /// Of [`Self::open_to`], what to run and what somebody else has claimed. A claimant runs what is its own, a copy what is
+    /// nobody's.
     pub fn answer(&self, items: &Ranges, hop: u32, claimant: Option<&Claimant>) -> (Ranges, Ranges) {
         let open = self.open_to(items, hop);
         let is_of_another = |index| self.claims.is_of_another(index, claimant);
-        (open.filter(|index| !is_of_another(index)), open.filter(is_of_another))
+        let is_to_run = |index| match claimant {
+            Some(claimant) => self.claims.is_of(index, claimant),
+            None => !is_of_another(index),
+        };
+        (open.filter(is_to_run), open.filter(is_of_another))
     }
 
     /// Of `items`, those a copy at `hop` is responsible for: neither settled nor handed to a higher hop.
@@ -221,7 +236,6 @@ mod tests {
     use std::collections::BTreeMap;
 
     use proptest::prelude::*;
-    use windrow_common::envelope::completion::Claim;
 
     use super::*;
 
@@ -251,7 +265,7 @@ mod tests {
         fn settle(&mut self, index: u64, end: (Outcome, u8)) -> bool {
             if let Some(known) = self.ends.get(&index) {
                 self.duplicates += 1;
-                self.conflicts += u64::from(*known != end);
+                self.conflicts += u64::from(*known != end && end.0 != Outcome::Cancelled);
                 return false;
             }
             self.ends.insert(index, end);
@@ -316,9 +330,9 @@ mod tests {
     /// Has it claim items; returns those to run, and those that somebody else has claimed.
     fn claim(chunk: &mut ChunkState, by: u8, hop: u32, asked: &Ranges) -> (Vec<u64>, Vec<u64>) {
         let claimant = claimant(by);
-        let (granted, claimed) = chunk.answer(asked, hop, Some(&claimant));
         let attempts = Runs::repeat(1, asked.len());
-        chunk.claims.grant(&Claim { claimant, holds_ms: 1, attempts, ids: None }, asked, &granted, 0);
+        chunk.claim(&Claim { claimant: claimant.clone(), holds_ms: 1, attempts, ids: None }, asked, hop, 0);
+        let (granted, claimed) = chunk.answer(asked, hop, Some(&claimant));
         (granted.iter().collect(), claimed.iter().collect())
     }
 

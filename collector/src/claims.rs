@@ -58,6 +58,11 @@ impl Claims {
         self.0.iter().any(|(holder, held)| Some(holder) != claimant && held.items.contains_key(&index))
     }
 
+    /// Whether the claimant has claimed the item.
+    pub fn is_of(&self, index: u64, claimant: &Claimant) -> bool {
+        self.0.get(claimant).is_some_and(|held| held.items.contains_key(&index))
+    }
+
     /// Gives the claimant those of the items `asked` for that are `granted`.
     pub fn grant(&mut self, claim: &Claim, asked: &Ranges, granted: &Ranges, now_ms: u64) {
         if granted.is_empty() {

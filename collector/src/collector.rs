@@ -4,26 +4,27 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use windrow_common::broker::{Broker, Delivery, Subscription};
+use windrow_common::clock;
 use windrow_common::envelope::control::RunState;
 use windrow_common::envelope::{Headers, Message};
-use windrow_common::ids::RunId;
+use windrow_common::ids::{ProcessId, RunId};
 use windrow_common::job::{JobSet, Rate};
 use windrow_common::shutdown::Drained;
 
 use crate::engine::{Engine, Now};
+use crate::ledger::Changes;
 use crate::notify;
-use crate::outages::Outages;
 use crate::report::Report;
 use crate::run_state::{CommandError, RunCommand};
 use crate::settling::Settling;
 use crate::turn::Turn;
-use crate::{CollectorError, Options, control, fleet, unix_ms};
+use crate::{CollectorError, Options, control, fleet};
 
 /// A batch has at most this many messages ...
 const BATCH_MESSAGES: usize = 512;
@@ -51,6 +52,7 @@ const LOCK_FILE: &str = "collector.lock";
 pub struct Collector {
     broker: Arc<dyn Broker>,
     engine: Engine,
+    process: ProcessId,
     commands: mpsc::Receiver<Asked>,
     controller: Controller,
     snapshots: watch::Receiver<Arc<BTreeMap<RunId, Report>>>,
@@ -77,10 +79,7 @@ enum Asked {
         rates: Option<Vec<Rate>>,
         done: oneshot::Sender<Result<Vec<Rate>, CommandError>>,
     },
-    KeepOutage {
-        destination: String,
-        until_ms: Option<u64>,
-    },
+    Keep(Box<Changes>),
 }
 
 impl Controller {
@@ -106,11 +105,11 @@ impl Controller {
 }
 
 impl Controller {
-    /// Has the ledger keep until when a destination is down. Waits for nothing: while the ledger is stuck this is not
-    /// kept, which costs a few calls after a restart at most.
-    pub(crate) fn keep_outage(&self, destination: String, until_ms: Option<u64>) {
-        if self.0.try_send(Asked::KeepOutage { destination, until_ms }).is_err() {
-            tracing::debug!("an outage is not kept in the ledger, which is busy");
+    /// Has the ledger keep what holds for destinations. Waits for nothing: while the ledger is stuck this is not kept,
+    /// which costs a few calls after a restart at most.
+    pub(crate) fn keep(&self, changes: Changes) {
+        if self.0.try_send(Asked::Keep(Box::new(changes))).is_err() {
+            tracing::debug!("what holds for a destination is not kept in the ledger, which is busy");
         }
     }
 }
@@ -166,12 +165,18 @@ impl Collector {
         let snapshots = engine.snapshots();
         let (sender, commands) = mpsc::channel(16);
         let controller = Controller(sender);
-        Ok(Self { broker, engine, commands, controller, snapshots, give_up, turn, _lock: lock })
+        let process = ProcessId::generate();
+        Ok(Self { broker, engine, process, commands, controller, snapshots, give_up, turn, _lock: lock })
     }
 
     /// The account of every run at hand, brought up to date at each change, at most every 50 ms.
     pub fn snapshots(&self) -> watch::Receiver<Arc<BTreeMap<RunId, Report>>> {
         self.snapshots.clone()
+    }
+
+    /// This process, as demands find it.
+    pub fn process(&self) -> &ProcessId {
+        &self.process
     }
 
     /// Commands for this collector.
@@ -181,15 +186,17 @@ impl Collector {
 
     /// Collects until `shutdown`, or until the broker is closed.
     pub async fn run(self, shutdown: CancellationToken) -> Result<Drained, CollectorError> {
-        let Self { broker, mut engine, mut commands, controller, give_up, turn, _lock, .. } = self;
+        let Self { broker, mut engine, process, mut commands, controller, give_up, turn, _lock, .. } = self;
         let mut turn = match turn {
             Some(turn) => turn,
             None => Turn::take(&broker).await?,
         };
         let _stuck_no_longer = give_up_after(shutdown.clone(), give_up);
         let ruling = fleet::Ruling::of(&engine);
-        let outages = Outages::new(std::mem::take(&mut engine.outages));
-        let _fleet = fleet::serve(Arc::clone(&broker), ruling, outages, controller.clone()).await?;
+        let kept = fleet::Kept::of(&mut engine);
+        let long_work = Arc::clone(&engine.long_work);
+        let _fleet =
+            fleet::serve(Arc::clone(&broker), process, ruling, kept, long_work, controller.clone()).await?;
         let mut settling = Settling::start(broker);
         // Let go of before the lock: the next collector of this folder puts its own socket there.
         let _control = control::serve(&engine.options.data_dir, controller);
@@ -283,9 +290,7 @@ async fn obey(mut engine: Engine, asked: Asked) -> Result<Engine, CollectorError
             Asked::Limit { destination, rates, done } => {
                 drop(done.send(engine.limit(&destination, rates).await?));
             }
-            Asked::KeepOutage { destination, until_ms } => {
-                engine.keep_outage(destination, until_ms).await?;
-            }
+            Asked::Keep(changes) => engine.commit(*changes).await?,
         }
         Ok::<_, CollectorError>(engine)
     })
@@ -322,7 +327,7 @@ impl Drop for AbortOnDrop {
 }
 
 fn now() -> Now {
-    Now { instant: Instant::now(), unix_ms: unix_ms() }
+    Now { instant: clock::now(), unix_ms: clock::unix_ms() }
 }
 
 fn no_message() -> Message {

@@ -5,7 +5,7 @@
 //! transaction happens in memory or in files nobody reads yet; everything after it can be done again.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -14,15 +14,16 @@ use windrow_common::broker::Queue;
 use windrow_common::broker::parking::Death;
 use windrow_common::crash;
 use windrow_common::envelope::Message;
-use windrow_common::envelope::completion::Completion;
+use windrow_common::envelope::completion::{Completion, Question};
 use windrow_common::envelope::control::{Answer, RunNews, RunState};
 use windrow_common::ids::{ProcessId, RunId};
 use windrow_common::job::{JobSet, Rate};
+use windrow_common::resilience::rate::check_windows;
 use windrow_common::telemetry::metrics::LedgerMetrics;
 
+use crate::answers::Asked;
 use crate::chunks::Chunks;
 use crate::claims::ClaimTimes;
-use crate::dead::DeadChunk;
 use crate::incoming::{Group, Incoming, read_group, run_of};
 use crate::ledger::{Changes, ChunkKey, Ledger, RunKey};
 use crate::notify::Notice;
@@ -75,6 +76,12 @@ pub struct Engine {
     /// The destinations that were down when the ledger was opened, and until when, in Unix milliseconds.
     pub(crate) outages: BTreeMap<String, u64>,
     pub(crate) claim_times: ClaimTimes,
+    /// What consumers say that they are working on; told by [`fleet`].
+    pub(crate) long_work: Arc<Mutex<crate::working::LongWork>>,
+    /// The destinations that were to be left alone then, and until when, in Unix milliseconds.
+    pub(crate) pauses: BTreeMap<String, u64>,
+    /// Whether no collector had opened the ledger before.
+    pub(crate) is_first: bool,
     ledger_metrics: LedgerMetrics,
 }
 
@@ -106,6 +113,9 @@ impl Engine {
             limits: watch::Sender::new(open.limits),
             outages: open.outages,
             claim_times: ClaimTimes::default(),
+            long_work: Arc::default(),
+            pauses: open.pauses,
+            is_first: open.is_first,
             ledger_metrics,
         };
         engine.take_up_claims(&open.claimed).await?;
@@ -133,18 +143,20 @@ impl Engine {
         if messages.is_empty() {
             self.commit_or_check(Changes::default()).await?;
         }
+        let mut answers = Vec::new();
         let mut rest = messages;
         while !rest.is_empty() {
             let (group, taken) = read_group(rest, now.unix_ms);
             rest = &rest[taken..];
-            self.settle(group, now, &mut effects).await?;
+            answers.extend(self.settle(group, now, &mut effects).await?);
         }
         let parked = effects.parked.iter().flatten().count() as u64;
         self.ledger_metrics.completions.inc_by(messages.len() as u64 - parked);
         self.ledger_metrics.completions_parked.inc_by(parked);
-        self.ledger_metrics.answers_sent.inc_by(effects.answers.len() as u64);
+        self.ledger_metrics.answers_sent.inc_by(answers.len() as u64);
         self.do_duties(now).await?;
         effects.overdue = self.claim_times.word(now);
+        effects.answers.extend(answers.into_iter().map(|answer| self.last_answer(answer)));
         self.tell(now, &mut effects).await?;
         Ok(effects)
     }
@@ -194,14 +206,21 @@ impl Engine {
         mut rates: Option<Vec<Rate>>,
     ) -> Result<Result<Vec<Rate>, CommandError>, CollectorError> {
         if let Some(rates) = &mut rates {
-            rates.sort_unstable();
-            // Of two for one window the smaller holds.
-            rates.dedup_by_key(|rate| rate.window);
             if rates.is_empty() {
                 return Ok(Err(CommandError::Unreadable { reason: "`rates` has none".to_owned() }));
             }
+            if rates.iter().any(|rate| rate.window.is_zero()) {
+                return Ok(Err(CommandError::Unreadable {
+                    reason: "`rates` has one without a unit".to_owned(),
+                }));
+            }
+            if let Err(error) = check_windows(rates) {
+                return Ok(Err(CommandError::Unreadable { reason: error.to_string() }));
+            }
+            rates.sort_unstable();
         }
-        let Some(stated) = fleet::stated(&self.jobs).remove(destination) else {
+        let stated = fleet::stated(&self.jobs).remove(destination).map(|stated| stated.rates);
+        let Some(stated) = stated.filter(|rates| !rates.is_empty()) else {
             return Ok(Err(CommandError::NoRate { destination: destination.to_owned() }));
         };
         let limits = vec![(destination.to_owned(), rates.clone())];
@@ -211,15 +230,6 @@ impl Engine {
             limits.extend(rates.clone().map(|rates| (destination.to_owned(), rates)));
         });
         Ok(Ok(rates.unwrap_or(stated)))
-    }
-
-    /// Keeps until when a destination is down, in Unix milliseconds; None: it works again.
-    pub(crate) async fn keep_outage(
-        &mut self,
-        destination: String,
-        until_ms: Option<u64>,
-    ) -> Result<(), CollectorError> {
-        self.commit(Changes { outages: vec![(destination, until_ms)], ..Changes::default() }).await
     }
 
     /// Before leaving: sinks to disk, run folders up to date.
@@ -236,13 +246,20 @@ impl Engine {
         Ok(())
     }
 
-    async fn settle(&mut self, group: Group, now: Now, effects: &mut Effects) -> Result<(), CollectorError> {
+    async fn settle(
+        &mut self,
+        group: Group,
+        now: Now,
+        effects: &mut Effects,
+    ) -> Result<Vec<Asked>, CollectorError> {
         let mut changes = Changes::default();
         let mut chunks = self.load_chunks(&group, now).await?;
+        let mut questions = Vec::new();
         for incoming in group {
             let died = match incoming {
                 Ok(Incoming::Completion(completion)) => {
-                    let taken = self.apply(completion, &mut chunks, &mut changes, now, effects).await?;
+                    let taken =
+                        self.apply(completion, &mut chunks, &mut changes, now, &mut questions).await?;
                     taken.err().map(|refusal| Death::new(refusal.0, &Queue::Completion, now.unix_ms))
                 }
                 Ok(Incoming::Dead(dead)) => {
@@ -255,10 +272,11 @@ impl Engine {
             };
             effects.parked.push(died);
         }
+        let answers = self.answers(questions, &chunks, now.instant);
         changes.chunks = chunks.into_changed();
         self.commit_or_check(changes).await?;
         self.ledger_metrics.batches.inc();
-        Ok(())
+        Ok(answers)
     }
 
     /// Loads the runs a group speaks of, and the chunks of those that are known.
@@ -302,7 +320,7 @@ impl Engine {
         chunks: &mut Chunks,
         changes: &mut Changes,
         now: Now,
-        effects: &mut Effects,
+        questions: &mut Vec<Question>,
     ) -> Result<Result<(), Refusal>, CollectorError> {
         if let Completion::Overdue(overdue) = completion {
             return self.end_overdue(overdue.at, chunks, changes, now).await.map(Ok);
@@ -325,31 +343,12 @@ impl Engine {
                 place::make_ready(&self.options.data_dir, &self.patience, run).await?;
                 run.chunk_key(&outcomes.id).and_then(|key| run.outcomes(&outcomes, key, chunks, changes))
             }
-            Completion::Question(question) => run.question(&question, chunks, now.unix_ms).map(|answer| {
-                effects.answers.push((question.reply_to, answer));
-            }),
-            Completion::Opened(_) | Completion::StandsBy(_) | Completion::Overdue(_) => Ok(()),
-        })
-    }
-
-    /// Ends what is open of a dead chunk, and says how it is to be parked.
-    async fn bury(
-        &mut self,
-        dead: DeadChunk,
-        chunks: &mut Chunks,
-        changes: &mut Changes,
-    ) -> Result<Death, CollectorError> {
-        let buried = match self.runs.get_mut(&dead.header.id.run) {
-            None => Err(Refusal(format!("the ledger knows no run `{}`", dead.header.id.run))),
-            Some(run) => {
-                place::make_ready(&self.options.data_dir, &self.patience, run).await?;
-                run.chunk_key(&dead.header.id).and_then(|key| run.bury(&dead, key, chunks, changes))
+            Completion::Question(question) => {
+                let key = run.chunk_key(&question.id);
+                let taken = key.and_then(|key| run.question(&question, key, chunks, now.unix_ms));
+                taken.map(|()| questions.push(question))
             }
-        };
-        Ok(match buried {
-            Ok(items) => Death { failed_items: Some(items), ..dead.death },
-            // Parked all the same: its own reason comes first.
-            Err(Refusal(why)) => Death { reason: format!("{}; {why}", dead.death.reason), ..dead.death },
+            Completion::Opened(_) | Completion::StandsBy(_) | Completion::Overdue(_) => Ok(()),
         })
     }
 

@@ -1,12 +1,13 @@
-//! The collector as the fleet's control plane: it says where it is, lends permits of rates, and says which
-//! destinations are down (law 8).
+//! The collector as the fleet's control plane: it says where it is, lends permits of rates and connections, says which
+//! destinations are down or are to be left alone (law 8), and hears what consumers are working on (law 4).
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use windrow_common::broker::{Broker, BrokerError, Outgoing, Queue, Subscription, Target};
+use windrow_common::clock;
 use windrow_common::envelope::Message;
 use windrow_common::envelope::control::{Beat, Control};
 use windrow_common::ids::ProcessId;
@@ -14,9 +15,11 @@ use windrow_common::job::{DestinationSpec, JobSet, Rate};
 
 use crate::collector::Controller;
 use crate::engine::Engine;
-use crate::limits::Limits;
+use crate::ledger::Changes;
+use crate::limits::{LentBefore, Limits, Stated};
 use crate::outages::Outages;
-use crate::unix_ms;
+use crate::pauses::Pauses;
+use crate::working::LongWork;
 
 /// How often the fleet is told where the active collector is.
 const BEAT_INTERVAL: Duration = Duration::from_secs(1);
@@ -33,14 +36,16 @@ const PREFETCH: u16 = 1_000;
 /// The broker refuses the subscription.
 pub(crate) async fn serve(
     broker: Arc<dyn Broker>,
-    ruling: Ruling,
-    outages: Outages,
+    process: ProcessId,
+    mut ruling: Ruling,
+    kept: Kept,
+    long_work: Arc<Mutex<LongWork>>,
     controller: Controller,
 ) -> Result<Serving, BrokerError> {
-    let process = ProcessId::generate();
     let subscription = broker.subscribe(vec![Queue::Process(process.clone())], PREFETCH).await?;
-    let limits = Limits::new(BTreeMap::new(), Instant::now());
-    let speaker = Speaker { broker, process, limits, outages, controller };
+    let Kept { outages, pauses, lent } = kept;
+    let limits = Limits::new(ruling.now(), lent, clock::now());
+    let speaker = Speaker { broker, process, limits, outages, long_work, pauses, controller };
     Ok(Serving(tokio::spawn(speaker.run(subscription, ruling))))
 }
 
@@ -54,9 +59,31 @@ impl Drop for Serving {
     }
 }
 
-/// Which rates hold: those an operator has set, else those of the job files.
+/// What the ledger has kept of destinations.
+pub(crate) struct Kept {
+    outages: Outages,
+    pauses: Pauses,
+    lent: LentBefore,
+}
+
+impl Kept {
+    /// Taken out of this engine, which has no use for it.
+    pub(crate) fn of(engine: &mut Engine) -> Self {
+        Self {
+            outages: Outages::new(std::mem::take(&mut engine.outages)),
+            pauses: Pauses::new(std::mem::take(&mut engine.pauses)),
+            lent: match (engine.is_first, engine.options.is_alone) {
+                (true, _) => LentBefore::Never,
+                (false, true) => LentBefore::ToNobodyLeft,
+                (false, false) => LentBefore::Perhaps,
+            },
+        }
+    }
+}
+
+/// Which limits hold: the rates an operator has set, else what the job files say.
 pub(crate) struct Ruling {
-    stated: BTreeMap<String, Vec<Rate>>,
+    stated: BTreeMap<String, Stated>,
     set: watch::Receiver<BTreeMap<String, Vec<Rate>>>,
 }
 
@@ -66,26 +93,26 @@ impl Ruling {
         Self { stated: stated(&engine.jobs), set: engine.limits.subscribe() }
     }
 
-    fn now(&mut self) -> BTreeMap<String, Vec<Rate>> {
-        let mut rates = self.stated.clone();
+    fn now(&mut self) -> BTreeMap<String, Stated> {
+        let mut stated = self.stated.clone();
         let set = self.set.borrow_and_update();
-        for (destination, ruling) in &mut rates {
-            if let Some(set) = set.get(destination) {
-                ruling.clone_from(set);
+        for (destination, ruling) in &mut stated {
+            if let Some(set) = set.get(destination).filter(|_| !ruling.rates.is_empty()) {
+                ruling.rates.clone_from(set);
             }
         }
-        rates
+        stated
     }
 }
 
-/// The rates of each destination that has some, whichever job file states them.
-pub(crate) fn stated(jobs: &JobSet) -> BTreeMap<String, Vec<Rate>> {
+/// The limits of each destination, whichever job file states them.
+pub(crate) fn stated(jobs: &JobSet) -> BTreeMap<String, Stated> {
     let mut specs: BTreeMap<&str, DestinationSpec> = BTreeMap::new();
     for (name, spec) in jobs.iter().flat_map(|job| &job.destinations) {
         specs.entry(name).or_insert_with(|| spec.clone()).stricter(spec);
     }
-    let rated = specs.into_iter().filter(|(_, spec)| !spec.rates.is_empty());
-    rated.map(|(name, spec)| (name.to_owned(), spec.rates)).collect()
+    let stated = |spec: DestinationSpec| Stated { rates: spec.rates, connections: spec.max_connections };
+    specs.into_iter().map(|(name, spec)| (name.to_owned(), stated(spec))).collect()
 }
 
 /// Says and hears what concerns the whole fleet.
@@ -94,12 +121,13 @@ struct Speaker {
     process: ProcessId,
     limits: Limits,
     outages: Outages,
+    long_work: Arc<Mutex<LongWork>>,
+    pauses: Pauses,
     controller: Controller,
 }
 
 impl Speaker {
     async fn run(mut self, mut subscription: Subscription, mut ruling: Ruling) {
-        self.limits.restate(ruling.now());
         let mut beat = tokio::time::interval(BEAT_INTERVAL);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut beats = 0;
@@ -120,27 +148,48 @@ impl Speaker {
 
     async fn beat(&mut self, beats: u64) {
         self.say(Target::Everybody, Control::Beat(Beat { collector: self.process.clone() })).await;
+        let now_ms = clock::unix_ms();
+        let (paused, over) = self.pauses.told_again(now_ms);
+        for throttle in paused {
+            self.say(Target::Everybody, Control::Paused(throttle)).await;
+        }
+        self.keep(Changes { pauses: over, ..Changes::default() });
         if beats.is_multiple_of(OUTAGE_BEATS) {
-            let now_ms = unix_ms();
-            for destination in self.outages.forget(now_ms) {
-                self.controller.keep_outage(destination, None);
-            }
+            let over = self.outages.forget(now_ms).into_iter().map(|destination| (destination, None));
+            self.keep(Changes { outages: over.collect(), ..Changes::default() });
             for outage in self.outages.told_again(now_ms) {
                 self.say(Target::Everybody, Control::Outage(outage)).await;
             }
         }
     }
 
+    fn keep(&self, changes: Changes) {
+        if !changes.is_empty() {
+            self.controller.keep(changes);
+        }
+    }
+
     async fn hear(&mut self, message: &Message) {
         match Control::from_message(message) {
             Ok(Control::Demand(demand)) => {
-                let lease = self.limits.grant(&demand, Instant::now());
+                let lease = self.limits.grant(&demand, clock::now());
                 self.say(Target::Process(demand.process), Control::Lease(lease)).await;
             }
             Ok(Control::Found(found)) => {
-                let (outage, until_ms) = self.outages.hear(&found, unix_ms());
+                let (outage, until_ms) = self.outages.hear(&found, clock::unix_ms());
                 self.say(Target::Everybody, Control::Outage(outage)).await;
-                self.controller.keep_outage(found.destination, until_ms);
+                self.keep(Changes { outages: vec![(found.destination, until_ms)], ..Changes::default() });
+            }
+            Ok(Control::Throttled(throttled)) => {
+                let (told, kept) = self.pauses.hear(&throttled, clock::unix_ms());
+                if let Some(told) = told {
+                    self.say(Target::Everybody, Control::Paused(told)).await;
+                }
+                self.keep(Changes { pauses: kept.into_iter().collect(), ..Changes::default() });
+            }
+            Ok(Control::Working(working)) => {
+                let mut long_work = self.long_work.lock().unwrap_or_else(PoisonError::into_inner);
+                long_work.hear(working, clock::now());
             }
             // What is told to everybody comes here too.
             _ => {}

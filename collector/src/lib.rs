@@ -5,6 +5,7 @@
 //! the truth ([`ledger`]); [`spool`] and [`sink`] bring lines to their file. [`ledger::Reader`] answers
 //! questions about runs, with or without a live collector.
 
+mod answers;
 pub mod chunk_state;
 mod chunks;
 pub mod claims;
@@ -26,6 +27,7 @@ mod options;
 mod outages;
 mod outcomes;
 mod patience;
+mod pauses;
 mod place;
 mod prune;
 mod render;
@@ -37,6 +39,7 @@ mod settling;
 pub mod sink;
 pub mod spool;
 mod turn;
+mod working;
 
 pub use collector::{Collector, Controller};
 pub use ledger::{FailureRow, LedgerPlace, ReadError, Reader, RunSummary};
@@ -45,8 +48,3 @@ pub use prune::{PruneError, Pruner};
 pub use report::Report;
 pub use run_folder::folder as run_folder;
 pub use run_state::{CommandError, RunCommand};
-
-/// The time, in Unix milliseconds.
-pub(crate) fn unix_ms() -> u64 {
-    u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0)
-}

@@ -86,6 +86,7 @@ async fn collect(arguments: Arguments, ledger: LedgerPlace, jobs: JobSet) -> any
     let address = arguments.daemon.address()?.with_heartbeat(HEARTBEAT);
     let daemon = Daemon::begin_at(&address, &arguments.daemon, "collector").await?;
     let options = Options {
+        is_alone: false,
         sink_base: SinkBase::Folder(arguments.data_dir.clone()),
         data_dir: arguments.data_dir,
         ledger,

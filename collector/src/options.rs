@@ -19,6 +19,9 @@ pub struct Options {
     pub ledger: LedgerPlace,
     /// What relative sink paths are relative to.
     pub sink_base: SinkBase,
+    /// Whether all consumers end with their collector, as those of `windrow run` do: what an earlier one had lent is then
+    /// free at once.
+    pub is_alone: bool,
     /// Where this process counts.
     pub metrics: Arc<Metrics>,
     /// Where this process says what cannot be written at the moment, such as a file on a full disk.

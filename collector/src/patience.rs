@@ -183,6 +183,8 @@ mod tests {
                 limits: BTreeMap::new(),
                 outages: BTreeMap::new(),
                 claimed: Vec::new(),
+                pauses: BTreeMap::new(),
+                is_first: true,
             })
         }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use windrow_common::envelope::chunk::Span;
 use windrow_common::envelope::completion::{Progress, Question, Rejects, Sealed, SourceProgress};
-use windrow_common::envelope::control::{Answer, RunNews, RunState};
+use windrow_common::envelope::control::{RunNews, RunState};
 use windrow_common::ids::{ChunkId, SourceName, StageName};
 use windrow_common::ranges::Ranges;
 use windrow_common::telemetry::metrics::Metrics;
@@ -170,40 +170,44 @@ impl Run {
         Ok(())
     }
 
-    /// Answers a question: the items to run, which are the asker's alone from now on if it claims them.
+    /// Takes a question: it shows that its items were handed to its hop, and what it claims is the asker's alone from now
+    /// on. Without a claim one at hop 0 says nothing, and an unknown chunk stays unknown.
     pub(crate) fn question(
         &mut self,
         question: &Question,
+        key: ChunkKey,
         chunks: &mut Chunks,
         now_ms: u64,
-    ) -> Result<Answer, Refusal> {
-        let key = self.chunk_key(&question.id)?;
-        let answer = |run_items: &Ranges, claimed| Answer {
-            token: question.token.clone(),
-            run_items: run_items.to_string(),
-            claimed: Some(claimed),
-        };
-        if !self.takes(key, question.span, chunks.get(&key))? {
-            return Ok(answer(&Ranges::new(), Ranges::new()));
-        }
-        let (items, hop) = (&question.items, question.hop);
-        let claimant = question.claim.as_ref().map(|claim| &claim.claimant);
-        if hop == 0 && claimant.is_none() {
-            // Nothing to record: an unknown chunk stays unknown.
-            let known = chunks.get(&key).map(|chunk| chunk.answer(items, 0, None));
-            let (run_items, claimed) = known.unwrap_or_else(|| (items.clone(), Ranges::new()));
-            return Ok(answer(&run_items, claimed));
+    ) -> Result<(), Refusal> {
+        let says_nothing = question.hop == 0 && question.claim.is_none();
+        if !self.takes(key, question.span, chunks.get(&key))? || says_nothing {
+            return Ok(());
         }
         let chunk = chunks.change(key, question.span);
-        let waiting = chunk.hand_over(items, hop).waiting;
-        let (run_items, claimed) = chunk.answer(items, hop, claimant);
+        let waiting = chunk.hand_over(&question.items, question.hop).waiting;
         if let Some(claim) = &question.claim {
-            chunk.claims.grant(claim, items, &run_items, now_ms);
+            chunk.claim(claim, &question.items, question.hop, now_ms);
         }
         self.record.stages[key.stage as usize].waiting_items += waiting;
         self.saw_chunk(key, question.span);
         self.mark_changed();
-        Ok(answer(&run_items, claimed))
+        Ok(())
+    }
+
+    /// Answers a question that was taken: the items to run, and those that somebody else has claimed.
+    pub(crate) fn answer(
+        &mut self,
+        question: &Question,
+        chunks: &Chunks,
+    ) -> Result<(Ranges, Ranges), Refusal> {
+        let key = self.chunk_key(&question.id)?;
+        let known = chunks.get(&key);
+        if !self.takes(key, question.span, known)? {
+            return Ok((Ranges::new(), Ranges::new()));
+        }
+        let claimant = question.claim.as_ref().map(|claim| &claim.claimant);
+        let answer = known.map(|chunk| chunk.answer(&question.items, question.hop, claimant));
+        Ok(answer.unwrap_or_else(|| (question.items.clone(), Ranges::new())))
     }
 
     /// Brings the metrics up to the record, which is durable.

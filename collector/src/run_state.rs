@@ -156,6 +156,8 @@ impl Tolerated {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::RunCommand::{Cancel, Pause, Resume};
     use super::*;
 
@@ -216,5 +218,32 @@ mod tests {
         assert!(Tolerated::Share(0.05).exceeded(&counts(949, 51), None).is_some());
         assert!(Tolerated::Share(0.05).exceeded(&counts(8, 2), Some(10)).is_some());
         assert!(Tolerated::All.exceeded(&counts(0, 5000), Some(5000)).is_none());
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        let command = prop::sample::select(vec![Pause, Resume, Cancel]).prop_map(Event::Asked);
+        let ending = (any::<bool>(), any::<bool>());
+        let closed = ending.prop_map(|(stopped, spotless)| Event::Closed(Ending { stopped, spotless }));
+        prop_oneof![4 => command, 1 => closed]
+    }
+
+    proptest! {
+        /// Whatever is asked in whatever order: the first close ends the run and nothing moves it after that, a cancelled
+        /// run ends as cancelled and as nothing else, and a command that is refused would change nothing.
+        #[test]
+        fn no_order_of_events_leads_astray(events in prop::collection::vec(event(), 0..30)) {
+            let (mut state, mut was_cancelled) = (RunState::Running, false);
+            for event in events {
+                let next = transition(state, event);
+                if let Event::Asked(command) = event {
+                    prop_assert_eq!(asked(state, command).unwrap_or(state), next);
+                    was_cancelled |= command == Cancel && !state.is_ended();
+                }
+                prop_assert!(!state.is_ended() || next == state);
+                prop_assert_eq!(next.is_ended(), state.is_ended() || matches!(event, Event::Closed(_)));
+                prop_assert_eq!(was_cancelled, matches!(next, RunState::Cancelling | RunState::Cancelled));
+                state = next;
+            }
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! are let go of), [`job`] (what a user asks for).
 
 pub mod broker;
+pub mod clock;
 pub mod crash;
 pub mod daemon;
 pub mod envelope;

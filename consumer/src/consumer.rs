@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -14,9 +15,11 @@ use windrow_common::shutdown::Drained;
 use windrow_common::telemetry::metrics::Metrics;
 
 use crate::fleet::Fleet;
-use crate::processor::{self, BuildError, Destinations};
+use crate::in_hand::InHand;
+use crate::processor::{self, BuildError, Destinations, Processor};
 use crate::questions::Questions;
 use crate::runs::RunWords;
+use crate::solitude::{Company, Solitude};
 use crate::stage::{StageIntake, StageRunner, prefetch};
 use crate::{held, intake};
 
@@ -25,10 +28,17 @@ use crate::{held, intake};
 pub struct Options {
     /// This process, as answers find it.
     pub process: ProcessId,
+    /// The active collector, where it is known already; else it is heard of within a second.
+    pub collector: Option<ProcessId>,
     /// How long items that are running may take to end at a shutdown; then they are handed over.
     pub grace: Duration,
     /// Where this process counts.
     pub metrics: Arc<Metrics>,
+    /// Processors written in Rust, for stages whose work is not what their job file says but this. Conditions, retries,
+    /// limits and all the rest are as the file says. None in the binaries.
+    pub own_processors: BTreeMap<StageKey, Arc<dyn Processor>>,
+    /// The same for all consumers of one process.
+    pub solitude: Solitude,
 }
 
 /// How long items that are running may take to end at a shutdown, unless `--grace` says otherwise.
@@ -59,7 +69,7 @@ pub enum ConsumerError {
 /// A consumer, ready to take work.
 #[derive(Debug)]
 pub struct Consumer {
-    stages: Vec<(Arc<StageIntake>, Subscription)>,
+    stages: Vec<(Arc<StageIntake>, Subscription, Company)>,
     draining: CancellationToken,
     abort: CancellationToken,
     grace: Duration,
@@ -77,17 +87,20 @@ impl Consumer {
     ) -> Result<Self, ConsumerError> {
         let destinations = Destinations::of_jobs(jobs.iter().map(AsRef::as_ref));
         destinations.show_in(&options.metrics);
-        let versions = build(jobs, &destinations, &options.metrics, env)?;
+        let versions = build(jobs, &destinations, &options, env)?;
         if versions.is_empty() {
             return Err(ConsumerError::NoJobs);
         }
         broker.ensure(&Queue::Completion).await?;
         let runs = Arc::new(RunWords::default());
-        let (fleet, findings) = Fleet::new(options.process.clone(), &destinations);
+        let in_hand = Arc::new(InHand::default());
+        let (fleet, findings) =
+            Fleet::new(options.process.clone(), options.collector, &destinations, Arc::clone(&in_hand));
         let questions =
             Questions::open(options.process, Arc::clone(&broker), Arc::clone(&runs), Arc::clone(&fleet))
                 .await?;
-        tokio::spawn(Arc::clone(&fleet).speak(Arc::clone(&broker), findings));
+        let long_chunks = options.metrics.long_chunks();
+        tokio::spawn(Arc::clone(&fleet).speak(Arc::clone(&broker), findings, long_chunks));
         let (draining, abort) = (CancellationToken::new(), CancellationToken::new());
         let mut stages = Vec::new();
         for (key, (versions, prefetch)) in versions {
@@ -99,14 +112,19 @@ impl Consumer {
                 broker: Arc::clone(&broker),
                 questions: Arc::clone(&questions),
                 runs: Arc::clone(&runs),
+                in_hand: Arc::clone(&in_hand),
+                solitude: options.solitude.clone(),
+                isolated: Notify::new(),
                 draining: draining.clone(),
                 abort: abort.clone(),
             };
-            for queue in intake.queues().iter().chain([&Queue::Held(intake.key.clone())]) {
+            let others = [Queue::Held(intake.key.clone()), Queue::Alone(intake.key.clone())];
+            for queue in intake.queues().iter().chain(&others) {
                 broker.ensure(queue).await?;
             }
+            let company = intake.solitude.company().await;
             let subscription = broker.subscribe(intake.queues(), intake.prefetch).await?;
-            stages.push((Arc::new(intake), subscription));
+            stages.push((Arc::new(intake), subscription, company));
         }
         Ok(Self { stages, draining, abort, grace: options.grace, fleet, broker })
     }
@@ -115,9 +133,10 @@ impl Consumer {
     /// period, every delivery in hand is settled.
     pub async fn run(self, shutdown: CancellationToken) -> Drained {
         let mut intakes = JoinSet::new();
-        for (intake, subscription) in self.stages {
+        for (intake, subscription, company) in self.stages {
             intakes.spawn(held::keep(Arc::clone(&intake), shutdown.clone()));
-            intakes.spawn(intake::take(intake, subscription, shutdown.clone()));
+            intakes.spawn(intake::watch_isolated(Arc::clone(&intake), shutdown.clone()));
+            intakes.spawn(intake::take(intake, subscription, company, shutdown.clone()));
         }
         shutdown.cancelled().await;
         self.draining.cancel();
@@ -151,21 +170,21 @@ type Versions = BTreeMap<StageKey, (Vec<Arc<StageRunner>>, u16)>;
 fn build(
     jobs: &JobSet,
     destinations: &Destinations,
-    metrics: &Metrics,
+    options: &Options,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Versions, ConsumerError> {
     let mut versions = Versions::new();
     for job in jobs.iter() {
         for spec in &job.stages {
-            let processor = processor::Stage::build(spec, destinations, env)
+            let key = job.stage_key(spec);
+            let mut processor = processor::Stage::build(spec, destinations, env)
                 .map_err(|error| ConsumerError::Build { job: job.name.to_string(), error })?;
-            let (runners, most) = versions.entry(job.stage_key(spec)).or_default();
-            runners.push(Arc::new(StageRunner::new(
-                job,
-                spec,
-                processor,
-                &metrics.stage(&job.stage_key(spec)),
-            )));
+            if let Some(own) = options.own_processors.get(&key) {
+                processor = processor.doing(Arc::clone(own));
+            }
+            let metrics = options.metrics.stage(&key);
+            let (runners, most) = versions.entry(key).or_default();
+            runners.push(Arc::new(StageRunner::new(job, spec, processor, &metrics)));
             *most = (*most).max(prefetch(job, spec));
         }
     }

@@ -59,6 +59,7 @@ async fn round(intake: &StageIntake, shutdown: &CancellationToken) -> Result<(),
     let mut moving = FuturesUnordered::new();
     while left > 0 {
         tokio::select! {
+            biased;
             () = shutdown.cancelled() => left = 0,
             Some(moved) = moving.next() => moved?,
             next = tokio::time::timeout(QUIET, subscription.next()), if moving.len() < PREFETCH.into() => {

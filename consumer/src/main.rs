@@ -1,5 +1,6 @@
 //! The consumer binary: takes chunks, runs items, reports outcomes.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use clap::Parser;
 use windrow_common::daemon::{Daemon, DaemonArgs, fail};
 use windrow_common::job::{JobSet, parse_duration};
-use windrow_consumer::{Consumer, Options};
+use windrow_consumer::{Consumer, Options, Solitude};
 
 /// How long the broker is given to take leave.
 const CLOSE_GRACE: Duration = Duration::from_secs(5);
@@ -55,9 +56,12 @@ async fn main() -> ExitCode {
 async fn consume(arguments: &Arguments, jobs: &JobSet) -> anyhow::Result<()> {
     let daemon = Daemon::begin(&arguments.daemon, "consumer").await?;
     let options = Options {
+        collector: None,
         process: daemon.process.clone(),
         grace: arguments.grace,
         metrics: Arc::clone(&daemon.metrics),
+        own_processors: BTreeMap::new(),
+        solitude: Solitude::default(),
     };
     let broker = Arc::clone(&daemon.broker);
     let environment = |name: &str| std::env::var(name).ok();

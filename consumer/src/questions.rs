@@ -23,6 +23,8 @@ pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Told {
     /// The items to run: neither settled, nor handed to a higher hop, nor claimed by somebody else.
     pub(crate) run: Ranges,
+    /// Those of them that a live consumer is still working on.
+    pub(crate) busy: Ranges,
     /// Those that somebody else has claimed. None from a collector that knows nothing of claims.
     pub(crate) claimed: Option<Ranges>,
 }
@@ -82,17 +84,18 @@ impl Questions {
             match Control::from_message(&delivery.message) {
                 Ok(Control::Answer(answer)) => {
                     let waiting = lock(&self.pending).remove(&answer.token);
-                    if let (Some(waiting), Ok(run)) = (waiting, answer.items()) {
+                    if let (Some(waiting), Ok(run), Ok(busy)) = (waiting, answer.items(), answer.busy()) {
                         // The asker may have stopped waiting.
-                        let _ = waiting.send(Told { run, claimed: answer.claimed });
+                        let _ = waiting.send(Told { run, busy, claimed: answer.claimed });
                     }
                 }
                 Ok(Control::RunNews(news)) => self.runs.hear(&news),
                 Ok(Control::Beat(beat)) => self.fleet.beat(beat),
                 Ok(Control::Lease(lease)) => self.fleet.lend(&lease),
                 Ok(Control::Outage(outage)) => self.fleet.hear(&outage),
+                Ok(Control::Paused(throttle)) => self.fleet.hear_pause(&throttle),
                 // Only a collector is told these.
-                Ok(Control::Demand(_) | Control::Found(_)) => {}
+                Ok(Control::Demand(_) | Control::Found(_) | Control::Throttled(_) | Control::Working(_)) => {}
                 Err(error) => tracing::warn!(reason = %error, "a message to this process cannot be read"),
             }
         }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
+use windrow_common::clock;
 use windrow_common::envelope::control::{RunNews, RunState};
 use windrow_common::ids::RunId;
 
@@ -60,12 +61,12 @@ impl RunWords {
             if heard.words.len() >= MAX_RUNS && !heard.words.contains_key(&news.run) {
                 *heard = Heard::default();
             }
-            let since = *heard.since.get_or_insert_with(Instant::now);
+            let since = *heard.since.get_or_insert_with(clock::now);
             let before = heard.words.insert(news.run.clone(), word);
             let was_paused = match before {
                 Some(before) => before == Word::Pause,
                 // It may have been, and resumed while this process was not there.
-                None => since.elapsed() < TELLING,
+                None => clock::now().saturating_duration_since(since) < TELLING,
             };
             releases = was_paused && word != Word::Pause;
             before != Some(word)
@@ -114,7 +115,7 @@ impl RunWords {
         let heard = self.heard.borrow();
         match heard.words.get(run) {
             Some(word) => *word == Word::Pause,
-            None => heard.since.is_none_or(|since| since.elapsed() < TELLING),
+            None => heard.since.is_none_or(|since| clock::now().saturating_duration_since(since) < TELLING),
         }
     }
 }

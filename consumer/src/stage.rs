@@ -5,16 +5,19 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use windrow_common::broker::{Broker, Queue};
 use windrow_common::ids::{JobHash, StageKey};
 use windrow_common::job::{Bounds, Concurrency, Effect, Job, ProcessorSpec, RetrySpec, StageSpec};
 use windrow_common::telemetry::metrics::StageMetrics;
 
+use crate::in_hand::InHand;
 use crate::processor::{self, Destination};
 use crate::questions::Questions;
 use crate::runs::RunWords;
 use crate::slots::Slots;
+use crate::solitude::Solitude;
 
 /// Deliveries held of a stage that only computes: enough to hide the round trips of settling.
 const COMPUTING_PREFETCH: u64 = 64;
@@ -63,6 +66,12 @@ pub(crate) struct StageIntake {
     pub(crate) questions: Arc<Questions>,
     /// What the collector says of runs.
     pub(crate) runs: Arc<RunWords>,
+    /// What this process is working on.
+    pub(crate) in_hand: Arc<InHand>,
+    /// How a chunk gets this process to itself.
+    pub(crate) solitude: Solitude,
+    /// Told when there is something in the alone queue.
+    pub(crate) isolated: Notify,
     /// Cancelled when nothing new is to be started.
     pub(crate) draining: CancellationToken,
     /// Cancelled when the grace period is over: what runs is dropped and handed over.
@@ -101,11 +110,11 @@ impl StageIntake {
         self.versions.iter().filter_map(|version| version.processor.destination())
     }
 
-    /// Waits until the breaker of one of its destinations is open; for ever when it has none.
+    /// Waits until one of its destinations is not called for a while; for ever when it has none.
     pub(crate) async fn outage(&self) -> Arc<Destination> {
         let opened = |destination: &Arc<Destination>| {
             let destination = Arc::clone(destination);
-            Box::pin(async move { (destination.outage().await, destination) })
+            Box::pin(async move { (destination.availability().outage().await, destination) })
         };
         let mut opened: FuturesUnordered<_> = self.destinations().map(opened).collect();
         match opened.next().await {

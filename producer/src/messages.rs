@@ -70,6 +70,8 @@ impl Messages {
             not_before: None,
             expires: self.lifetimes[place].map(|lifetime| now_ms.saturating_add(lifetime_ms(lifetime))),
             resent,
+            alone: false,
+            returns: 0,
             id_field: self.id_fields[place].clone(),
             traceparent: None,
         };

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use windrow_common::broker::Queue;
+use windrow_common::clock;
 use windrow_common::crash;
 use windrow_common::envelope::completion::SourceProgress;
 use windrow_common::ids::{RunId, SourceName};
@@ -144,11 +145,6 @@ fn published(reached: &[(SourceName, Reached)]) -> Published {
     published
 }
 
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
 struct Producer {
     run: RunId,
     messages: Messages,
@@ -241,7 +237,7 @@ impl Producer {
                 let (end, resent) = (cut.end, cut.ordinal < self.horizons[place]);
                 self.published.add(1, cut.span.count);
                 self.wiring.metrics.chunks_published.inc();
-                (Some(self.messages.chunk(place, cut, resent, now_ms())), Advance::Chunk(end))
+                (Some(self.messages.chunk(place, cut, resent, clock::unix_ms())), Advance::Chunk(end))
             }
             Piece::Rejects { rejects, total } => {
                 (Some(self.messages.rejects(rejects)), Advance::Rejects(total))

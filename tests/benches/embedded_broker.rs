@@ -42,6 +42,8 @@ fn chunk_headers(run: &RunId, ordinal: u64) -> Headers {
         not_before: None,
         expires: None,
         resent: false,
+        alone: false,
+        returns: 0,
         id_field: None,
         traceparent: None,
     };

@@ -85,6 +85,7 @@ class Stage:
         self.work = f"windrow.v1.work.{self.key}"
         self.due = f"windrow.v1.due.{self.key}"
         self.held = f"windrow.v1.held.{self.key}"
+        self.alone = f"windrow.v1.alone.{self.key}"
         self.completion = f"windrow.v1.completion.{part(group)}"
         self.parking = f"windrow.v1.parking.{part(group)}"
 
@@ -106,6 +107,7 @@ def declare(channel, stage):
         stage.work: {**dead, "x-delivery-limit": 50},
         stage.due: {**dead, "x-delivery-limit": 50},
         stage.held: {**dead, "x-delivery-limit": 50},
+        stage.alone: {**dead, "x-delivery-limit": 50},
         stage.completion: {**parked, "x-delivery-limit": 10_000, "x-single-active-consumer": True},
         stage.parking: {**quorum, "x-delivery-limit": 1_000_000_000},
     }

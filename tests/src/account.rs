@@ -48,6 +48,21 @@ pub fn check_balance(report: &Value, accepted: u64) {
     assert_eq!(count("conflicts"), 0, "{report}");
 }
 
+/// A call for an item that was seen to be settled.
+#[derive(Debug)]
+pub struct LateCall<'a> {
+    /// The call.
+    pub call: &'a Call,
+    /// How long after that it began.
+    pub late: Duration,
+}
+
+impl std::fmt::Display for LateCall<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} by `{}`, {:.1?} late", self.call.key, self.call.caller, self.late)
+    }
+}
+
 /// Watches a sink in arrival order and remembers when each item's line was first seen. A line is written after
 /// its item is in the ledger, so a seen item is a settled one.
 #[derive(Debug)]
@@ -80,13 +95,14 @@ impl SinkWatch {
 
     /// Calls that began more than `slack` after their item was seen to be settled. The slack covers the time
     /// from an answer given to a copy to the call it allowed.
-    pub fn called_after_settled(&self, calls: &[Call], slack: Duration) -> Vec<String> {
+    pub fn called_after_settled<'a>(&self, calls: &'a [Call], slack: Duration) -> Vec<LateCall<'a>> {
         let settled = self.settled.lock().unwrap();
-        let late = |call: &&Call| {
+        let late = |call: &'a Call| {
             let index: u64 = call.key.rsplit('/').next().unwrap().parse().unwrap();
-            settled.get(&index).is_some_and(|at| call.at > *at + slack)
+            let late = call.at.checked_duration_since(*settled.get(&index)?)?;
+            (late > slack).then_some(LateCall { call, late })
         };
-        calls.iter().filter(late).map(|call| call.key.clone()).collect()
+        calls.iter().filter_map(late).collect()
     }
 }
 

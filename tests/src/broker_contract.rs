@@ -18,7 +18,7 @@ use windrow_common::envelope::{Headers, MAX_BODY_BYTES, Message};
 use windrow_common::ids::{Group, ProcessId, StageKey};
 
 use self::site::expect_silence;
-pub use self::site::{Site, message, next, take, to, until_ready};
+pub use self::site::{Connector, Site, message, next, take, to, until_ready};
 
 /// Far longer than anything here takes; a check that waits this long has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -56,8 +56,13 @@ pub fn checks() -> Vec<Check> {
 
 /// Runs every check at once; the failures, each with the check's name.
 pub async fn run_all(address: &BrokerAddress) -> Vec<String> {
+    run_on(|| Site::new(address)).await
+}
+
+/// The same, each check on a site of its own.
+pub async fn run_on(site: impl Fn() -> Result<Site>) -> Vec<String> {
     let runs = checks().into_iter().map(|(name, check)| {
-        let site = Site::new(address);
+        let site = site();
         tokio::spawn(async move {
             let started = Instant::now();
             let outcome = match site {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,6 +22,8 @@ pub struct Behaviour {
 pub struct Call {
     /// The `Idempotency-Key` header.
     pub key: String,
+    /// The `X-Caller` header, where the job has one.
+    pub caller: String,
     /// When it arrived.
     pub at: Instant,
     /// The body.
@@ -34,14 +36,24 @@ pub struct Destination {
     /// Where it listens.
     pub address: SocketAddr,
     calls: Arc<Mutex<Vec<Call>>>,
-    delay_micros: Arc<AtomicU64>,
-    is_down: Arc<AtomicBool>,
+    moods: Arc<Moods>,
+}
+
+/// What may be changed while it serves.
+#[derive(Debug)]
+struct Moods {
+    delay_micros: AtomicU64,
+    is_down: AtomicBool,
+    /// The `Retry-After` of one call to come, and when calls were refused so.
+    throttle_next: Mutex<Option<u64>>,
+    throttled: Mutex<Vec<Instant>>,
+    /// From when to when each call that has ended was under way.
+    under_way: Mutex<Vec<(Instant, Instant)>>,
 }
 
 struct Server {
     fail_every: usize,
-    delay_micros: Arc<AtomicU64>,
-    is_down: Arc<AtomicBool>,
+    moods: Arc<Moods>,
     calls: Arc<Mutex<Vec<Call>>>,
     count: AtomicUsize,
 }
@@ -50,12 +62,16 @@ impl Destination {
     /// Starts one on a thread of its own.
     pub fn start(behaviour: Behaviour) -> Self {
         let calls = Arc::new(Mutex::new(Vec::new()));
-        let delay_micros = Arc::new(AtomicU64::new(micros(behaviour.delay)));
-        let is_down = Arc::new(AtomicBool::new(false));
+        let moods = Arc::new(Moods {
+            delay_micros: AtomicU64::new(micros(behaviour.delay)),
+            is_down: AtomicBool::new(false),
+            throttle_next: Mutex::default(),
+            throttled: Mutex::default(),
+            under_way: Mutex::default(),
+        });
         let server = Arc::new(Server {
             fail_every: behaviour.fail_every,
-            delay_micros: Arc::clone(&delay_micros),
-            is_down: Arc::clone(&is_down),
+            moods: Arc::clone(&moods),
             calls: Arc::clone(&calls),
             count: AtomicUsize::new(0),
         });
@@ -72,17 +88,32 @@ impl Destination {
                 }
             });
         });
-        Self { address: receiver.recv().unwrap(), calls, delay_micros, is_down }
+        Self { address: receiver.recv().unwrap(), calls, moods }
     }
 
     /// Has each call from now on take this long.
     pub fn set_delay(&self, delay: Duration) {
-        self.delay_micros.store(micros(delay), Ordering::Relaxed);
+        self.moods.delay_micros.store(micros(delay), Ordering::Relaxed);
     }
 
     /// Has every call from now on answered 503, or no longer.
     pub fn set_down(&self, is_down: bool) {
-        self.is_down.store(is_down, Ordering::Relaxed);
+        self.moods.is_down.store(is_down, Ordering::Relaxed);
+    }
+
+    /// Has the next call answered 429, with a `Retry-After` of so many seconds.
+    pub fn throttle_next(&self, retry_after_seconds: u64) {
+        *lock(&self.moods.throttle_next) = Some(retry_after_seconds);
+    }
+
+    /// When calls were answered 429.
+    pub fn throttled(&self) -> Vec<Instant> {
+        lock(&self.moods.throttled).clone()
+    }
+
+    /// From when to when each call was under way here, by their ends: from its arrival until just before it was answered.
+    pub fn under_way(&self) -> Vec<(Instant, Instant)> {
+        lock(&self.moods.under_way).clone()
     }
 
     /// Its URL.
@@ -92,12 +123,12 @@ impl Destination {
 
     /// Every call so far, in order of arrival.
     pub fn calls(&self) -> Vec<Call> {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.calls).clone()
     }
 
     /// How many calls there were so far.
     pub fn call_count(&self) -> usize {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner).len()
+        lock(&self.calls).len()
     }
 }
 
@@ -109,10 +140,11 @@ impl Server {
         let mut block = [0u8; 8192];
         loop {
             while let Some((head, end)) = request(&received) {
-                let key = header(&received[..head], "idempotency-key").unwrap_or_default();
+                let value = |name: &str| header(&received[..head], name).unwrap_or_default();
+                let (key, caller) = (value("idempotency-key"), value("x-caller"));
                 let body = received[head..end].to_vec();
                 received.drain(..end);
-                let answer = self.answer(Call { key, at: Instant::now(), body }).await;
+                let answer = self.answer(Call { key, caller, at: Instant::now(), body }).await;
                 stream.write_all(answer.as_bytes()).await?;
             }
             match stream.read(&mut block).await? {
@@ -123,11 +155,20 @@ impl Server {
     }
 
     async fn answer(&self, call: Call) -> String {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
+        let began = call.at;
+        lock(&self.calls).push(call);
         let number = self.count.fetch_add(1, Ordering::Relaxed) + 1;
-        tokio::time::sleep(Duration::from_micros(self.delay_micros.load(Ordering::Relaxed))).await;
-        let fails = number.is_multiple_of(self.fail_every) || self.is_down.load(Ordering::Relaxed);
-        let status = if fails { "503 Service Unavailable" } else { "200 OK" };
+        tokio::time::sleep(Duration::from_micros(self.moods.delay_micros.load(Ordering::Relaxed))).await;
+        let fails = number.is_multiple_of(self.fail_every) || self.moods.is_down.load(Ordering::Relaxed);
+        let status = match lock(&self.moods.throttle_next).take() {
+            Some(seconds) => {
+                lock(&self.moods.throttled).push(Instant::now());
+                format!("429 Too Many Requests\r\nretry-after: {seconds}")
+            }
+            None if fails => "503 Service Unavailable".to_owned(),
+            None => "200 OK".to_owned(),
+        };
+        lock(&self.moods.under_way).push((began, Instant::now()));
         let body = r#"{"ok":true}"#;
         format!(
             "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
@@ -153,4 +194,8 @@ fn header(head: &[u8], name: &str) -> Option<String> {
         let (known, value) = line.split_once(':')?;
         known.eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
     })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -14,6 +14,9 @@ use crate::process::{Process, binary, wait_until};
 /// How long a process may take to start.
 const START: Duration = Duration::from_secs(60);
 
+/// The environment variable that has a consumer's number, for jobs that pass it on.
+pub const CALLER: &str = "WINDROW_TEST_CONSUMER";
+
 /// Where a fleet lives.
 #[derive(Debug, Clone)]
 pub struct Fleet {
@@ -35,6 +38,12 @@ impl Fleet {
     #[must_use]
     pub fn with_ledger(self, url: &str) -> Self {
         Self { ledger: Some(url.to_owned()), ..self }
+    }
+
+    /// The same fleet by another address of its broker, for processes started by what is returned.
+    #[must_use]
+    pub fn by_way_of(&self, broker: &str) -> Self {
+        Self { broker: broker.to_owned(), ..self.clone() }
     }
 
     fn jobs(&self) -> PathBuf {
@@ -72,7 +81,7 @@ impl Fleet {
     /// Starts consumer number `number`.
     pub fn consumer(&self, number: usize, crash: Option<&str>) -> Process {
         let mut command = self.command("windrow-consumer", crash);
-        command.arg("--jobs").arg(self.jobs());
+        command.arg("--jobs").arg(self.jobs()).env(CALLER, number.to_string());
         Process::start(&format!("consumer-{number}"), &mut command, &self.folder)
     }
 

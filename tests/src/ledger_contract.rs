@@ -241,6 +241,14 @@ async fn what_holds_for_destinations_is_kept(open: &Opening) {
     let mut ledger = open().await.unwrap();
     ledger.commit(&down(None)).await.unwrap();
     assert!(ledger.open_runs().await.unwrap().outages.is_empty());
+    let left_alone = |until| Changes { pauses: vec![("crm".to_owned(), until)], ..Changes::default() };
+    ledger.commit(&left_alone(Some(1_000))).await.unwrap();
+    ledger.commit(&left_alone(Some(2_000))).await.unwrap();
+    let pauses = BTreeMap::from([("crm".to_owned(), 2_000)]);
+    let mut ledger = open().await.unwrap();
+    assert_eq!(ledger.open_runs().await.unwrap().pauses, pauses);
+    ledger.commit(&left_alone(None)).await.unwrap();
+    assert!(ledger.open_runs().await.unwrap().pauses.is_empty());
     let both = BTreeMap::from([("crm".to_owned(), rates.clone()), ("erp".to_owned(), rates.clone())]);
     assert_eq!(ledger.open_runs().await.unwrap().limits, both);
     ledger.commit(&set("erp", None)).await.unwrap();

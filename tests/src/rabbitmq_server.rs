@@ -4,15 +4,17 @@
 //! The machine's RabbitMQ, or the one in the folder that [`VARIABLE`](crate::rabbitmq_installation::VARIABLE) names.
 
 use std::fs;
-use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Output};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use crate::process::wait_until;
 use crate::rabbitmq_installation::Installation;
+use crate::rabbitmq_place::{Place, PortMapper};
 
 /// The node's only user. Not `guest`, so that a password found in a log means something.
 pub const USER: &str = "windrow-test";
@@ -27,10 +29,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(90);
 pub struct RabbitMqServer {
     installation: Installation,
     folder: TempDir,
-    port: u16,
-    dist_port: u16,
-    epmd_port: u16,
-    epmd: Child,
+    place: Place,
+    mapper: Arc<PortMapper>,
     node: Option<Child>,
 }
 
@@ -39,18 +39,19 @@ impl RabbitMqServer {
     /// (`scripts/install-test-tools.sh`) or does not come up within 90 s.
     pub async fn start() -> Result<Self> {
         let installation = Installation::find()?;
-        let [port, dist_port, epmd_port] = free_ports()?;
+        let mapper = Arc::new(PortMapper::start(&installation)?);
+        Self::start_at(Place::alone()?, mapper, installation).await
+    }
+
+    /// Starts a node in this place, and waits until it answers.
+    pub(crate) async fn start_at(
+        place: Place,
+        mapper: Arc<PortMapper>,
+        installation: Installation,
+    ) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("windrow-rabbitmq-").tempdir()?;
-        write_configuration(folder.path(), port)?;
-        let epmd = installation
-            .command("epmd")
-            .args(["-address", "127.0.0.1", "-port", &epmd_port.to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("cannot start epmd, Erlang's port mapper")?;
-        let mut server = Self { installation, folder, port, dist_port, epmd_port, epmd, node: None };
+        place.furnish(folder.path())?;
+        let mut server = Self { installation, folder, place, mapper, node: None };
         server.start_node().await?;
         Ok(server)
     }
@@ -72,12 +73,12 @@ impl RabbitMqServer {
 
     /// The same for another user.
     pub fn uri_as(&self, user: &str, password: &str) -> String {
-        format!("amqp://{user}:{password}@127.0.0.1:{}/%2f", self.port)
+        format!("amqp://{user}:{password}@{}:{}/%2f", self.place.address, self.place.port)
     }
 
     /// The AMQP port.
     pub fn port(&self) -> u16 {
-        self.port
+        self.place.port
     }
 
     /// The processor time the node has used, in seconds; 0 while it is down.
@@ -108,10 +109,26 @@ impl RabbitMqServer {
         Ok(())
     }
 
+    /// Sends the node's process a signal. [`Signal::STOP`] freezes it until [`Signal::CONT`].
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        let node = self.node.as_ref().context("the node is not running")?;
+        Ok(kill_process(Pid::from_child(node), signal)?)
+    }
+
+    /// Has the node end the orderly way, as its service manager would, and waits for that.
+    pub(crate) fn terminate(&mut self) -> Result<()> {
+        self.signal(Signal::TERM)?;
+        let mut node = self.node.take().context("the node is not running")?;
+        wait_until("a node ends when asked to", START_TIMEOUT, || {
+            node.try_wait().is_ok_and(|end| end.is_some())
+        });
+        Ok(())
+    }
+
     /// Runs `rabbitmqctl` against this node; what it wrote to standard output.
     pub async fn rabbitmqctl(&self, arguments: &[&str]) -> Result<String> {
         let mut command = self.command("rabbitmqctl");
-        command.args(["--quiet", "-n", &self.node_name()]).args(arguments);
+        command.args(["--quiet", "-n", &self.place.node]).args(arguments);
         let output: Output = tokio::task::spawn_blocking(move || command.output()).await??;
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         ensure!(output.status.success(), "rabbitmqctl {arguments:?} failed: {out}{err}");
@@ -124,34 +141,9 @@ impl RabbitMqServer {
         logs.filter_map(|entry| fs::read_to_string(entry.path()).ok()).collect()
     }
 
-    fn node_name(&self) -> String {
-        format!("windrow-{}@localhost", self.port)
-    }
-
     fn command(&self, program: &str) -> Command {
-        let folder = self.folder.path();
         let mut command = self.installation.command(&format!("{BIN}/{program}"));
-        command
-            .env("RABBITMQ_NODENAME", self.node_name())
-            .env("RABBITMQ_CONFIG_FILE", folder.join("rabbitmq.conf"))
-            .env("RABBITMQ_ADVANCED_CONFIG_FILE", folder.join("advanced.config"))
-            .env("RABBITMQ_CONF_ENV_FILE", folder.join("rabbitmq-env.conf"))
-            .env("RABBITMQ_MNESIA_BASE", folder.join("data"))
-            .env("RABBITMQ_LOG_BASE", folder.join("log"))
-            .env("RABBITMQ_PID_FILE", folder.join("node.pid"))
-            .env("RABBITMQ_ENABLED_PLUGINS_FILE", folder.join("enabled_plugins"))
-            .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
-            .env(
-                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
-                // Sharing two cores with everything else, busy waiting of schedulers only steals time.
-                "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none +sbwtdcpu none +sbwtdio none",
-            )
-            .env("ERL_EPMD_ADDRESS", "127.0.0.1")
-            .env("ERL_EPMD_PORT", self.epmd_port.to_string())
-            .env("HOME", folder)
-            // The script then replaces itself with the Erlang machine: the child we hold is the node itself.
-            .env("RUNNING_UNDER_SYSTEMD", "true")
-            .stdin(Stdio::null());
+        self.place.tell(&mut command, self.folder.path(), &self.mapper);
         command
     }
 
@@ -174,7 +166,7 @@ impl RabbitMqServer {
     }
 
     /// Whether an AMQP connection can be made: the port opens before users and queues are there.
-    async fn answers(&self) -> bool {
+    pub(crate) async fn answers(&self) -> bool {
         let uri = self.uri();
         let connected = lapin::Connection::connect(&uri, lapin::ConnectionProperties::default());
         let Ok(Ok(connection)) = tokio::time::timeout(Duration::from_secs(5), connected).await else {
@@ -186,10 +178,10 @@ impl RabbitMqServer {
 
 impl Drop for RabbitMqServer {
     fn drop(&mut self) {
-        for child in self.node.iter_mut().chain([&mut self.epmd]) {
+        if let Some(mut node) = self.node.take() {
             // Errors only mean that it is gone already.
-            let _ = child.kill();
-            let _ = child.wait();
+            let _ = node.kill();
+            let _ = node.wait();
         }
     }
 }
@@ -203,50 +195,6 @@ pub fn process_cpu_seconds(pid: u32) -> f64 {
     let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields).split(' ');
     let ticks: f64 = fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum();
     ticks / TICKS_PER_SECOND
-}
-
-/// Ports nobody listens on now. They are asked for at once, so they differ.
-fn free_ports<const N: usize>() -> Result<[u16; N]> {
-    let mut listeners = Vec::with_capacity(N);
-    for _ in 0..N {
-        listeners.push(TcpListener::bind(("127.0.0.1", 0))?);
-    }
-    let mut ports = [0; N];
-    for (port, listener) in ports.iter_mut().zip(&listeners) {
-        *port = listener.local_addr()?.port();
-    }
-    Ok(ports)
-}
-
-fn write_configuration(folder: &Path, port: u16) -> Result<()> {
-    let write = |name: &str, text: String| -> Result<PathBuf> {
-        let path = folder.join(name);
-        fs::write(&path, text)?;
-        Ok(path)
-    };
-    write(
-        "rabbitmq.conf",
-        format!(
-            "listeners.tcp.1 = 127.0.0.1:{port}\n\
-             default_user = {USER}\n\
-             default_pass = {PASSWORD}\n\
-             log.console = false\n\
-             log.file.level = info\n\
-             disk_free_limit.absolute = 500MB\n\
-             max_message_size = 134217728\n\
-             vm_memory_high_watermark.absolute = 4GB\n"
-        ),
-    )?;
-    // A dead letter that got no answer is tried again after this long, not after three minutes.
-    write(
-        "advanced.config",
-        "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 15000}]}].\n".to_owned(),
-    )?;
-    write("enabled_plugins", "[].\n".to_owned())?;
-    write("rabbitmq-env.conf", String::new())?;
-    fs::create_dir(folder.join("data"))?;
-    fs::create_dir(folder.join("log"))?;
-    Ok(())
 }
 
 fn runtime() -> tokio::runtime::Runtime {

@@ -10,7 +10,13 @@ impl Seeded {
         let seed =
             std::env::var("WINDROW_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_124);
         println!("seed {seed}");
-        Self(seed)
+        Self::new(seed)
+    }
+
+    /// The stream of this seed.
+    pub fn new(seed: u64) -> Self {
+        // Nothing but zeros would follow a zero.
+        Self(seed.max(1))
     }
 
     /// A number below `limit`.

@@ -25,7 +25,8 @@ fn job(url: &str) -> String {
          [[stage]]\nname = \"call\"\ntype = \"http\"\ndestination = \"paced\"\nconcurrency = {CONCURRENCY}\n\
          method = \"POST\"\nurl = \"{url}\"\nbody = \"{{{{ item | tojson }}}}\"\n\
          [sink]\ntype = \"jsonl\"\npath = \"out.jsonl\"\n\
-         [destination.paced]\nmax_connections = {CONCURRENCY}\n"
+         [destination.paced]\nmax_connections = {}\n",
+        CONSUMERS * CONCURRENCY
     )
 }
 

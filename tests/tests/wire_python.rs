@@ -116,7 +116,12 @@ async fn answer(broker: &dyn Broker, completions: &mut Subscription, run_items: 
     let Completion::Question(question) = next_completion(broker, completions).await else {
         panic!("not a question")
     };
-    let answer = Answer { token: question.token.clone(), run_items: run_items.to_owned(), claimed: None };
+    let answer = Answer {
+        token: question.token.clone(),
+        run_items: run_items.to_owned(),
+        busy_items: String::new(),
+        claimed: None,
+    };
     let target = Target::Process(question.reply_to.clone());
     let message = Control::Answer(answer).to_message();
     broker.publish(Outgoing { target, message }).await.unwrap();
@@ -145,6 +150,8 @@ fn chunk(ordinal: u64, resent: bool, first: u64, items: &[&str]) -> (ChunkHeader
         not_before: None,
         expires: None,
         resent,
+        alone: false,
+        returns: 0,
         id_field: Some("name".into()),
         traceparent: None,
     };

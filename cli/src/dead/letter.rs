@@ -105,9 +105,9 @@ impl Letter {
             format!("position    {}", self.position),
             format!("reason      {}", clean(&self.death.reason)),
         ];
-        let from = self.death.from.as_ref().map(|queue| match queue {
-            Queue::Work(key) | Queue::Due(key) | Queue::Held(key) => format!("{} of {key}", queue.kind()),
-            _ => queue.kind().to_owned(),
+        let from = self.death.from.as_ref().map(|queue| match queue.stage() {
+            Some(key) => format!("{} of {key}", queue.kind()),
+            None => queue.kind().to_owned(),
         });
         let failed = self.death.failed_items.map(|items| items.to_string());
         let left_out = Some(self.death.headers_left_out).filter(|count| *count > 0);
@@ -138,10 +138,7 @@ impl Letter {
             };
             (name.to_owned(), value)
         });
-        let key = match &self.death.from {
-            Some(Queue::Work(key) | Queue::Due(key) | Queue::Held(key)) => Some(key),
-            _ => None,
-        };
+        let key = self.death.from.as_ref().and_then(Queue::stage);
         json!({
             "position": self.position,
             "id": self.id,

@@ -69,6 +69,7 @@ pub(crate) async fn run(
     let setting = set_up(arguments, again, job).await?;
     let jobs = Arc::new(JobSet::from_jobs([Job::clone(&setting.job)]));
     let options = windrow_collector::Options {
+        is_alone: true,
         data_dir: setting.data_dir.clone(),
         ledger: windrow_collector::LedgerPlace::DataDir,
         sink_base: SinkBase::JobFile,

@@ -1,5 +1,6 @@
 //! Producer, consumers and collector as tasks of this process, and leaving them in the right order.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use windrow_common::broker::Health;
 use windrow_common::ids::ProcessId;
 use windrow_common::job::JobSet;
 use windrow_common::shutdown::Drained;
-use windrow_consumer::Consumer;
+use windrow_consumer::{Consumer, Solitude};
 use windrow_producer::{Plan, Produced, ProducerError, ProducerProgress, Wiring, follow_news, produce};
 
 use super::Setting;
@@ -46,13 +47,18 @@ impl Roles {
     ) -> Result<Self, Failure> {
         let (stop_producer, stop_consumers, stop_collector) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let process = collector.process().clone();
         let collector = tokio::spawn(collector.run(stop_collector.clone()));
         let mut consumers = JoinSet::new();
+        let solitude = Solitude::default();
         for _ in 0..setting.arguments.here.consumers {
             let options = windrow_consumer::Options {
                 process: ProcessId::generate(),
+                collector: Some(process.clone()),
                 grace: GRACE,
                 metrics: Arc::clone(&setting.metrics),
+                own_processors: BTreeMap::new(),
+                solitude: solitude.clone(),
             };
             let environment = |name: &str| std::env::var(name).ok();
             let consumer = Consumer::start(jobs, Arc::clone(&setting.broker), options, &environment).await?;

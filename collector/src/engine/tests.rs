@@ -14,6 +14,7 @@ use windrow_common::envelope::chunk::Span;
 use windrow_common::envelope::completion::{
     Latencies, Opened, Outcomes, Progress, Question, Reject, Rejects, Sealed, SourceProgress,
 };
+use windrow_common::envelope::control::{WorkedOn, Working};
 use windrow_common::ids::{ChunkId, SourceName};
 use windrow_common::job::Job;
 use windrow_common::outcome::Outcome;
@@ -288,7 +289,33 @@ async fn what_cannot_be_understood_is_parked_and_stops_nothing() {
 }
 
 #[tokio::test]
-async fn a_question_is_answered_by_what_came_before_it() {
+async fn of_a_run_that_a_step_cuts_nothing_is_answered_to_run() {
+    let mut world = World::new(INPUT, "").await;
+    world.step(&[world.opened("r1"), sealed("r1", 1)]).await;
+    world
+        .engine
+        .as_mut()
+        .unwrap()
+        .command(&"r1".parse().unwrap(), RunCommand::Cancel)
+        .await
+        .unwrap()
+        .unwrap();
+    let question = Completion::Question(Question {
+        id: chunk_id("r1", 0),
+        span: span(0),
+        hop: 0,
+        items: "0-9".parse().unwrap(),
+        reply_to: ProcessId::generate(),
+        token: "t".into(),
+        claim: None,
+    });
+    let effects = world.step(&[question]).await;
+    assert_eq!(world.report("r1").outcomes.cancelled, 10);
+    assert_eq!(effects.answers[0].1.run_items, "");
+}
+
+#[tokio::test]
+async fn a_question_is_answered_by_what_came_before_it_and_with_it() {
     let mut world = World::new(INPUT, "").await;
     let ask = |hop, items: &str| {
         Completion::Question(Question {
@@ -314,7 +341,34 @@ async fn a_question_is_answered_by_what_came_before_it() {
     ];
     let effects = world.step(&all).await;
     let answers: Vec<&str> = effects.answers.iter().map(|(_, answer)| answer.run_items.as_str()).collect();
-    assert_eq!(answers, ["0-9", "4-7", "8-9", "9", "8"]);
+    assert_eq!(answers, ["4-7", "4-7", "8", "9", "8"]);
+}
+
+#[tokio::test]
+async fn an_answer_names_what_somebody_is_still_working_on() {
+    let mut world = World::new(INPUT, "").await;
+    world
+        .step(&[world.opened("r1"), Completion::Outcomes(outcomes("r1", 0, "0-3", Outcome::Succeeded))])
+        .await;
+    let items = "2-5".parse().unwrap();
+    let chunks = vec![WorkedOn { id: chunk_id("r1", 0), hop: 0, items }];
+    let working = Working { process: ProcessId::generate(), chunks };
+    world.engine.as_ref().unwrap().long_work.lock().unwrap().hear(working, world.clock);
+    let question = Completion::Question(Question {
+        id: chunk_id("r1", 0),
+        span: span(0),
+        hop: 0,
+        items: "0-9".parse().unwrap(),
+        reply_to: ProcessId::generate(),
+        token: "t".into(),
+        claim: None,
+    });
+    for (seconds, busy) in [(0, "4-5"), (60, "")] {
+        world.pass(Duration::from_secs(seconds));
+        let effects = world.step(std::slice::from_ref(&question)).await;
+        let (_, answer) = &effects.answers[0];
+        assert_eq!((answer.run_items.as_str(), answer.busy_items.as_str()), ("4-9", busy));
+    }
 }
 
 #[tokio::test]

@@ -165,18 +165,21 @@ pub struct Changes {
     pub limits: Vec<(String, Option<Vec<Rate>>)>,
     /// Destinations that are down, and until when they are not to be called, in Unix milliseconds; None: it works again.
     pub outages: Vec<(String, Option<u64>)>,
+    /// Destinations that asked to be left alone, and until when, in Unix milliseconds; None: they are not any more.
+    pub pauses: Vec<(String, Option<u64>)>,
 }
 
 impl Changes {
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        let Self { runs, chunks, items, rejects, waiting, placed, spans, synced, limits, outages } = self;
+        let Self { runs, chunks, items, rejects, waiting, placed, spans, synced, limits, outages, pauses } =
+            self;
         (runs.is_empty() && chunks.is_empty() && items.is_empty() && rejects.is_empty())
             && (waiting.is_empty()
                 && placed.is_empty()
                 && spans.is_empty()
                 && synced.is_empty()
-                && (limits.is_empty() && outages.is_empty()))
+                && (limits.is_empty() && outages.is_empty() && pauses.is_empty()))
     }
 }
 
@@ -193,6 +196,10 @@ pub struct OpenRuns {
     pub outages: BTreeMap<String, u64>,
     /// The chunks with items that somebody has claimed.
     pub claimed: Vec<ChunkKey>,
+    /// The destinations that are left alone, and until when, in Unix milliseconds.
+    pub pauses: BTreeMap<String, u64>,
+    /// Whether nobody had opened the ledger before.
+    pub is_first: bool,
 }
 
 /// What can go wrong in the ledger.

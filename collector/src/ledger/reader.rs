@@ -238,5 +238,5 @@ fn unique_prefix<'a>(ids: &'a [String], prefix: &str) -> Result<&'a String, Read
 }
 
 fn report(run: &RunRecord) -> Report {
-    Report::of(run, crate::unix_ms())
+    Report::of(run, windrow_common::clock::unix_ms())
 }

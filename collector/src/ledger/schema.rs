@@ -47,6 +47,7 @@ CREATE TABLE IF NOT EXISTS spans (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS limits (destination TEXT PRIMARY KEY, rates TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS outages (destination TEXT PRIMARY KEY, until INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pauses (destination TEXT PRIMARY KEY, until INTEGER NOT NULL) WITHOUT ROWID;
 ";
 
 /// Whether the chunks of this ledger have claims: an early build knew none.
@@ -81,6 +82,12 @@ pub(super) const OUTAGES: &str = "SELECT destination, until FROM outages";
 pub(super) const PUT_OUTAGE: &str = "INSERT OR REPLACE INTO outages VALUES (?1, ?2)";
 
 pub(super) const DROP_OUTAGE: &str = "DELETE FROM outages WHERE destination = ?1";
+
+pub(super) const PAUSES: &str = "SELECT destination, until FROM pauses";
+
+pub(super) const PUT_PAUSE: &str = "INSERT OR REPLACE INTO pauses VALUES (?1, ?2)";
+
+pub(super) const DROP_PAUSE: &str = "DELETE FROM pauses WHERE destination = ?1";
 
 pub(super) const PUT_RUN: &str = "INSERT INTO runs VALUES (?1, ?2, ?3, ?4, ?5) \
      ON CONFLICT (run) DO UPDATE SET is_open = excluded.is_open, record = excluded.record";

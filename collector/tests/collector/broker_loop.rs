@@ -21,6 +21,7 @@ use crate::support::{chunk, job, opened, outcomes, publish, sealed};
 
 pub(crate) fn options(folder: &Path) -> Options {
     Options {
+        is_alone: true,
         data_dir: folder.join("data"),
         ledger: LedgerPlace::DataDir,
         sink_base: SinkBase::JobFile,

@@ -39,7 +39,21 @@ pub fn step(wanted: Duration) -> Step {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn a_level_is_the_lowest_that_is_no_shorter_and_a_step_is_a_level(wanted_ms in 0u64..3_000_000) {
+            let wanted = Duration::from_millis(wanted_ms);
+            let lowest = LEVELS.map(Duration::from_secs).into_iter().find(|level| *level >= wanted);
+            prop_assert_eq!(level(wanted), lowest.unwrap_or(Duration::from_secs(1_024)));
+            let step = step(wanted);
+            prop_assert!(LEVELS.contains(&step.level.as_secs()));
+            prop_assert_eq!(step.is_last, step.level >= wanted);
+        }
+    }
 
     #[test]
     fn the_steps_of_a_wait_are_few_and_at_most_a_tenth_or_a_second_too_long() {

@@ -29,6 +29,9 @@ pub enum Queue {
     Due(StageKey),
     /// Chunks of a stage whose run is paused.
     Held(StageKey),
+    /// Chunks of a stage that are suspected of ending the processes they run in. Whoever reads it reads nothing else
+    /// and holds one delivery at a time, so that a returned one tells what its process died of.
+    Alone(StageKey),
     /// What the collector reads. One reader at a time; the next takes over when it is gone. Chunks that were
     /// delivered too often, or whose due queue is gone, come here too, marked ([`parking`]).
     Completion,
@@ -39,12 +42,21 @@ pub enum Queue {
 }
 
 impl Queue {
+    /// The stage it is a queue of, if it is one of a stage's.
+    pub fn stage(&self) -> Option<&StageKey> {
+        match self {
+            Self::Work(key) | Self::Due(key) | Self::Held(key) | Self::Alone(key) => Some(key),
+            Self::Completion | Self::Parking | Self::Process(_) => None,
+        }
+    }
+
     /// What kind of queue it is, in a word.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Work(_) => "work",
             Self::Due(_) => "due",
             Self::Held(_) => "held",
+            Self::Alone(_) => "alone",
             Self::Completion => "completion",
             Self::Parking => "parking",
             Self::Process(_) => "process",
@@ -95,16 +107,16 @@ pub struct Delivery {
     /// Cancelled when the delivery is no longer this process's (law 4): start no further item of it.
     pub lost: CancellationToken,
     /// The backend's own reference.
-    pub(crate) receipt: Receipt,
+    pub receipt: Receipt,
 }
 
-/// What a backend knows a delivery by.
+/// What a backend knows a delivery by; of no use to anyone else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Receipt {
+pub struct Receipt {
     /// Of the connection or lease the delivery belongs to.
-    pub(crate) generation: u64,
+    pub generation: u64,
     /// Of the delivery within it.
-    pub(crate) tag: u64,
+    pub tag: u64,
 }
 
 /// How a settlement ended.
@@ -235,12 +247,13 @@ pub struct Subscription {
 impl Subscription {
     /// For backends: one receiver per queue, in the order of preference. The backend bounds what it puts
     /// in by the prefetch, and drops the senders once `stop` is cancelled.
-    pub(crate) fn new(deliveries: Vec<mpsc::UnboundedReceiver<Delivery>>, stop: CancellationToken) -> Self {
+    pub fn new(deliveries: Vec<mpsc::UnboundedReceiver<Delivery>>, stop: CancellationToken) -> Self {
         Self { deliveries, stop, untaken: None }
     }
 
     /// For backends that can give single deliveries back: where those go that were not taken.
-    pub(crate) fn returning(mut self, untaken: mpsc::UnboundedSender<Delivery>) -> Self {
+    #[must_use]
+    pub fn returning(mut self, untaken: mpsc::UnboundedSender<Delivery>) -> Self {
         self.untaken = Some(untaken);
         self
     }

@@ -83,7 +83,7 @@ impl Death {
         headers.set_text(REASON, self.reason.chars().take(REASON_CHARS).collect::<String>());
         if let Some(from) = &self.from {
             headers.set_text(FROM, from.kind());
-            if let Queue::Work(key) | Queue::Due(key) | Queue::Held(key) = from {
+            if let Some(key) = from.stage() {
                 headers.set_text(JOB, key.job.as_str());
                 headers.set_text(STAGE, key.stage.as_str());
             }
@@ -135,6 +135,7 @@ fn origin(headers: &Headers) -> Option<Queue> {
         "work" => key().map(Queue::Work),
         "due" => key().map(Queue::Due),
         "held" => key().map(Queue::Held),
+        "alone" => key().map(Queue::Alone),
         "completion" => Some(Queue::Completion),
         _ => None,
     }
@@ -167,7 +168,8 @@ mod tests {
 
     #[test]
     fn a_mark_survives_and_comes_off_again() {
-        for from in [Queue::Work(push()), Queue::Due(push()), Queue::Held(push()), Queue::Completion] {
+        let stage = [Queue::Work(push()), Queue::Due(push()), Queue::Held(push()), Queue::Alone(push())];
+        for from in stage.into_iter().chain([Queue::Completion]) {
             let death = Death { failed_items: Some(9), ..Death::new("why", &from, 1_000) };
             let marked = death.mark(&message());
             assert_eq!(Death::of(&marked), Some(death.clone()), "{from:?}");

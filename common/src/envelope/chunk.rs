@@ -76,6 +76,10 @@ pub struct ChunkHeader {
     pub expires: Option<u64>,
     /// Whether this may be a second copy: re-sent after an unknown confirm or a crash.
     pub resent: bool,
+    /// Whether it is to run with nothing else in its process, from [`crate::broker::Queue::Alone`].
+    pub alone: bool,
+    /// How often it was delivered without an answer before it was sent on as it is.
+    pub returns: u32,
     /// The top-level field of an item that users call it by.
     pub id_field: Option<String>,
     /// W3C trace context.
@@ -131,8 +135,13 @@ impl ChunkHeader {
         if self.held_ms > 0 {
             headers.set_int("held_ms", self.held_ms);
         }
-        if self.resent {
-            headers.set_int("resent", 1);
+        for (name, is_so) in [("resent", self.resent), ("alone", self.alone)] {
+            if is_so {
+                headers.set_int(name, 1);
+            }
+        }
+        if self.returns > 0 {
+            headers.set_int("returns", u64::from(self.returns));
         }
         for (name, value) in [("not_before", self.not_before), ("expires", self.expires)] {
             if let Some(value) = value {
@@ -181,6 +190,8 @@ impl ChunkHeader {
             holds: read_counts(headers, "holds", items.len())?,
             items,
             hop: read_hop(headers)?,
+            alone: headers.optional_int("alone")?.unwrap_or(0) != 0,
+            returns: u32::try_from(headers.optional_int("returns")?.unwrap_or(0)).unwrap_or(u32::MAX),
             held_ms: headers.optional_int("held_ms")?.unwrap_or(0),
             not_before: headers.optional_int("not_before")?,
             expires: headers.optional_int("expires")?,
@@ -284,6 +295,8 @@ mod tests {
             not_before: Some(1_700_000_000_000),
             expires: None,
             resent: true,
+            alone: true,
+            returns: 2,
             id_field: Some("email".into()),
             traceparent: None,
         }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::completion::{from_json, json_message};
 use super::{DecodeError, Message};
-use crate::ids::{ProcessId, RunId};
+use crate::ids::{ChunkId, ProcessId, RunId};
 use crate::ranges::Ranges;
 use crate::resilience::rate::Rate;
 
@@ -82,6 +82,9 @@ pub struct Answer {
     pub token: String,
     /// The items to run, as ranges: neither settled, nor handed to a higher hop, nor claimed by somebody else.
     pub run_items: String,
+    /// Those of them that a live consumer is still working on, as ranges: they are to wait.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub busy_items: String,
     /// Items that are open and not to be run for now, since somebody else has claimed them. None from a collector that
     /// knows nothing of claims.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -91,10 +94,18 @@ pub struct Answer {
 impl Answer {
     /// The items to run.
     pub fn items(&self) -> Result<Ranges, DecodeError> {
-        self.run_items
-            .parse()
-            .map_err(|error: crate::ranges::RangesError| DecodeError::Invalid("run_items", error.to_string()))
+        read_ranges("run_items", &self.run_items)
     }
+
+    /// Those of them that are to wait.
+    pub fn busy(&self) -> Result<Ranges, DecodeError> {
+        read_ranges("busy_items", &self.busy_items)
+    }
+}
+
+fn read_ranges(field: &'static str, text: &str) -> Result<Ranges, DecodeError> {
+    let read = text.parse();
+    read.map_err(|error: crate::ranges::RangesError| DecodeError::Invalid(field, error.to_string()))
 }
 
 /// How long a [`Lease`] lasts: for a consumer from when it sent its demand, for the collector, later, from when it
@@ -108,14 +119,35 @@ pub struct Beat {
     pub collector: ProcessId,
 }
 
-/// What a consumer asks the active collector for: permits of a destination's rates.
+/// What permits of a destination are for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// Its rates: each permit makes one call in a window.
+    #[default]
+    Rates,
+    /// Calls in flight, which are a window of no length.
+    Connections,
+}
+
+impl Scope {
+    /// Whether it is that of the rates, which messages need not name.
+    fn is_rates(&self) -> bool {
+        *self == Self::Rates
+    }
+}
+
+/// What a consumer asks the active collector for: permits of a destination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Demand {
     /// Who asks.
     pub process: ProcessId,
     /// The destination.
     pub destination: String,
-    /// Grows with each demand of this process for this destination.
+    /// What for.
+    #[serde(default, skip_serializing_if = "Scope::is_rates")]
+    pub scope: Scope,
+    /// Grows with each demand of this process for this destination and scope.
     pub sequence: u64,
     /// The rates in the consumer's job files, for a collector whose job files have none.
     pub rates: Vec<Rate>,
@@ -142,6 +174,9 @@ pub struct Has {
 pub struct Lease {
     /// The destination.
     pub destination: String,
+    /// What for.
+    #[serde(default, skip_serializing_if = "Scope::is_rates")]
+    pub scope: Scope,
     /// The demand's.
     pub sequence: u64,
     /// For each of the destination's rates.
@@ -159,6 +194,28 @@ pub struct Lent {
     /// there is to wait for.
     #[serde(default)]
     pub is_all: bool,
+}
+
+/// What a consumer tells the active collector every second, as long as there is some, and once when there is none any
+/// more: the chunks it has been working on for long. What was told before is void.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Working {
+    /// Who is working.
+    pub process: ProcessId,
+    /// Those it has been working on for longest, of too many.
+    pub chunks: Vec<WorkedOn>,
+}
+
+/// A chunk that is being worked on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkedOn {
+    /// Which.
+    #[serde(flatten)]
+    pub id: ChunkId,
+    /// The delivery's.
+    pub hop: u32,
+    /// The items that had not ended when the work began; of too many scattered ones all from the first to the last.
+    pub items: Ranges,
 }
 
 /// What a consumer tells the active collector of a destination: by its own calls it is down, or works again.
@@ -183,6 +240,16 @@ pub struct Outage {
     pub prober: Option<ProcessId>,
 }
 
+/// That a destination refused a call because of a limit, and is to be left alone: first to the active collector, which
+/// then tells everybody, again each second while it lasts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Throttle {
+    /// The destination.
+    pub destination: String,
+    /// For how long no call is to be made, in milliseconds.
+    pub pause_ms: u64,
+}
+
 /// A message to a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Control {
@@ -197,9 +264,15 @@ pub enum Control {
     /// To whoever demanded.
     Lease(Lease),
     /// To the active collector.
+    Working(Working),
+    /// To the active collector.
     Found(Found),
     /// To everybody.
     Outage(Outage),
+    /// To the active collector.
+    Throttled(Throttle),
+    /// To everybody.
+    Paused(Throttle),
 }
 
 impl Control {
@@ -211,14 +284,25 @@ impl Control {
             Self::Beat(beat) => json_message("beat", format!("{}/beat", beat.collector), beat),
             Self::Demand(demand) => {
                 let id = format!("{}/demand/{}/{}", demand.process, demand.destination, demand.sequence);
-                json_message("demand", id, demand)
+                let kind = if demand.scope.is_rates() { "demand" } else { "scoped_demand" };
+                json_message(kind, id, demand)
+            }
+            Self::Working(working) => {
+                json_message("working", format!("{}/working", working.process), working)
             }
             Self::Found(found) => {
                 json_message("found", format!("{}/found/{}", found.process, found.destination), found)
             }
             Self::Outage(outage) => json_message("outage", format!("outage/{}", outage.destination), outage),
+            Self::Throttled(throttle) => {
+                json_message("throttled", format!("throttled/{}", throttle.destination), throttle)
+            }
+            Self::Paused(throttle) => {
+                json_message("paused", format!("paused/{}", throttle.destination), throttle)
+            }
             Self::Lease(lease) => {
-                json_message("lease", format!("lease/{}/{}", lease.destination, lease.sequence), lease)
+                let kind = if lease.scope.is_rates() { "lease" } else { "scoped_lease" };
+                json_message(kind, format!("lease/{}/{}", lease.destination, lease.sequence), lease)
             }
         }
     }
@@ -230,10 +314,14 @@ impl Control {
             "run_news" => from_json(message).map(Self::RunNews),
             "answer" => from_json(message).map(Self::Answer),
             "beat" => from_json(message).map(Self::Beat),
-            "demand" => from_json(message).map(Self::Demand),
-            "lease" => from_json(message).map(Self::Lease),
+            // A reader that knows no scopes must not take one for a demand of rates.
+            "demand" | "scoped_demand" => from_json(message).map(Self::Demand),
+            "lease" | "scoped_lease" => from_json(message).map(Self::Lease),
+            "working" => from_json(message).map(Self::Working),
             "found" => from_json(message).map(Self::Found),
             "outage" => from_json(message).map(Self::Outage),
+            "throttled" => from_json(message).map(Self::Throttled),
+            "paused" => from_json(message).map(Self::Paused),
             other => Err(DecodeError::Kind(other.to_owned())),
         }
     }

@@ -17,6 +17,7 @@ pub mod template;
 
 pub use crate::resilience::adaptive::Bounds;
 pub use crate::resilience::breaker::{BreakerSpec, FailureRate};
+pub use crate::resilience::pause::ThrottleScope;
 pub use crate::resilience::rate::Rate;
 pub use amount::{format_bytes, format_duration, parse_bytes, parse_duration};
 pub use effect::Effect;
@@ -280,12 +281,14 @@ pub enum Schedule {
 /// `[destination.NAME]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DestinationSpec {
-    /// `max_connections`: calls in flight, per consumer for now. Default 10.
+    /// `max_connections`: calls in flight, of the whole fleet. Default 10.
     pub max_connections: u32,
     /// `rate`: calls of the whole fleet, one for each window, by window. Default none.
     pub rates: Vec<Rate>,
     /// `rate_floor`: what a consumer without a lease may use. Default none: without a lease it makes no call.
     pub rate_floor: Option<Rate>,
+    /// `throttle`: whom a call refused by a limit concerns. Default `destination`.
+    pub throttle: ThrottleScope,
     /// `breaker`; none when it is `false`.
     pub breaker: Option<BreakerSpec>,
 }
@@ -350,6 +353,7 @@ impl DestinationSpec {
             (Some(one), Some(other)) => Some(one.stricter(other)),
             (one, other) => one.or(other),
         };
+        self.throttle = self.throttle.max(other.throttle);
         self.rate_floor = if self.rates.is_empty() { other.rate_floor } else { self.rate_floor };
         self.rates.extend(&other.rates);
         // By window, and the fewest calls first.

@@ -3,5 +3,6 @@
 pub mod adaptive;
 pub mod breaker;
 mod failure_rate;
+pub mod pause;
 pub mod rate;
 pub mod retry;

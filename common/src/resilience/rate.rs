@@ -14,11 +14,11 @@ use serde::{Deserialize, Serialize};
 /// Permits that cool are kept in so many groups at most, each of calls that ended at about the same time.
 const GROUPS_PER_WINDOW: u32 = 500;
 
-/// At most so many calls in any window.
+/// At most so many calls in any window. A window of no length bounds the calls in flight at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Rate {
-    /// How long the window is.
+    /// How long the window is; zero: calls in flight.
     pub window: Duration,
     /// How many calls, from 1 on.
     pub calls: u32,
@@ -36,6 +36,16 @@ const UNITS: [(&str, u64); 4] = [("s", 1), ("m", 60), ("h", 3_600), ("d", 86_400
 /// The most calls of a rate.
 const MAX_CALLS: u32 = 10_000_000;
 
+/// Behind the number of calls in flight.
+const AT_ONCE: &str = " at once";
+
+impl Rate {
+    /// So many calls in flight.
+    pub fn at_once(calls: u32) -> Self {
+        Self { window: Duration::ZERO, calls }
+    }
+}
+
 impl FromStr for Rate {
     type Err = RateError;
 
@@ -51,6 +61,9 @@ impl FromStr for Rate {
 
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.window.is_zero() {
+            return write!(f, "{}{AT_ONCE}", self.calls);
+        }
         let unit = UNITS.iter().find(|(_, seconds)| *seconds == self.window.as_secs());
         write!(f, "{}/{}", self.calls, unit.map_or("s", |(name, _)| name))
     }
@@ -66,8 +79,31 @@ impl TryFrom<String> for Rate {
     type Error = RateError;
 
     fn try_from(text: String) -> Result<Self, RateError> {
-        text.parse()
+        match text.strip_suffix(AT_ONCE) {
+            Some(calls) => {
+                calls.parse().map(Self::at_once).map_err(|_| RateError(text.chars().take(40).collect()))
+            }
+            None => text.parse(),
+        }
     }
+}
+
+/// Two rates for one window: one of them would mean nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0} and {1} are rates for the same window; leave one")]
+pub struct SameWindow(pub Rate, pub Rate);
+
+/// Looks for two rates for one window.
+///
+/// # Errors
+/// The first two there are.
+pub fn check_windows(rates: &[Rate]) -> Result<(), SameWindow> {
+    for (index, rate) in rates.iter().enumerate() {
+        if let Some(other) = rates[..index].iter().find(|other| other.window == rate.window) {
+            return Err(SameWindow(*other, *rate));
+        }
+    }
+    Ok(())
 }
 
 /// The permits of one window that one process has.
@@ -117,6 +153,9 @@ impl Permits {
 
     /// The call of a permit ended at `now`.
     pub fn ended(&mut self, now: Instant) {
+        if self.window.is_zero() {
+            return self.unused(now);
+        }
         self.in_use = self.in_use.saturating_sub(1);
         let free_at = now + self.window;
         let group = self.window / GROUPS_PER_WINDOW;
@@ -145,6 +184,11 @@ impl Permits {
     /// When a permit is free: now, later, or None when no time is known (all are in calls, or there are none).
     pub fn next_free(&mut self, now: Instant) -> Option<Instant> {
         if self.has_free(now) { Some(now) } else { self.cooling.front().map(|cooling| cooling.last) }
+    }
+
+    /// Those in calls.
+    pub fn in_use(&self) -> u32 {
+        self.in_use
     }
 
     /// Those in calls or cooling: nobody else may have them.
@@ -191,6 +235,28 @@ mod tests {
             let error = wrong.parse::<Rate>().unwrap_err().to_string();
             assert!(error.contains("10/s"), "{wrong}: {error}");
         }
+    }
+
+    #[test]
+    fn calls_at_once_are_a_window_of_no_length_that_no_job_file_can_write() {
+        let limit = Rate::at_once(20);
+        assert_eq!(serde_json::to_string(&limit).unwrap(), r#""20 at once""#);
+        assert_eq!(serde_json::from_str::<Rate>(r#""20 at once""#).unwrap(), limit);
+        assert!("20 at once".parse::<Rate>().is_err());
+        assert!(serde_json::from_str::<Rate>(r#""x at once""#).is_err());
+        let now = Instant::now();
+        let mut permits = lent(1, limit.window, now);
+        assert!(permits.take(now) && !permits.take(now));
+        permits.ended(now);
+        assert_eq!((permits.busy(), permits.take(now)), (0, true), "free as soon as its call has ended");
+    }
+
+    #[test]
+    fn two_rates_for_one_window_are_named() {
+        let rates: Vec<Rate> = ["10/s", "100/m", "5/s"].iter().map(|text| text.parse().unwrap()).collect();
+        assert_eq!(check_windows(&rates[..2]), Ok(()));
+        let error = check_windows(&rates).unwrap_err().to_string();
+        assert_eq!(error, "10/s and 5/s are rates for the same window; leave one");
     }
 
     #[test]

@@ -34,6 +34,8 @@ fn interval(retry: &RetrySpec, attempts: u32) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn retry(schedule: Schedule, interval: Duration) -> RetrySpec {
@@ -63,5 +65,36 @@ mod tests {
         assert_eq!(pause_before_next(&long, 1, 1.0), Some(Duration::from_secs(36)));
         let short = retry(Schedule::Fixed, Duration::from_secs(1));
         assert_eq!(pause_before_next(&short, 1, 0.25), Some(Duration::from_millis(250)));
+    }
+
+    proptest! {
+        /// Every schedule gives as many pauses as there are retries, none shorter than the one before it, each within its
+        /// jitter: in the process over its whole length, in the broker up to a fifth more.
+        #[test]
+        fn every_schedule_keeps_its_bounds(
+            schedule in prop::sample::select(vec![Schedule::Exponential, Schedule::Linear, Schedule::Fixed]),
+            count in 0u32..40,
+            interval_ms in 1u64..100_000,
+            most_ms in 1u64..1_000_000,
+            chance in -0.5f64..1.5,
+        ) {
+            let (interval, max_interval) = (Duration::from_millis(interval_ms), Duration::from_millis(most_ms));
+            let spec = RetrySpec { count, max_interval, ..retry(schedule, interval) };
+            let mut before = Duration::ZERO;
+            for attempts in 1..=count {
+                let whole = pause_before_next(&RetrySpec { in_place_below: Duration::ZERO, ..spec.clone() }, attempts, 0.0);
+                let whole = whole.unwrap();
+                prop_assert!(whole >= before && whole <= max_interval);
+                prop_assert!(whole == max_interval || whole >= interval);
+                before = whole;
+                let pause = pause_before_next(&spec, attempts, chance).unwrap();
+                if whole < spec.in_place_below {
+                    prop_assert!(pause <= whole);
+                } else {
+                    prop_assert!(pause >= whole && pause <= whole.mul_f64(1.2));
+                }
+            }
+            prop_assert_eq!(pause_before_next(&spec, count + 1, chance), None);
+        }
     }
 }

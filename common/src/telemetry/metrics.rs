@@ -104,6 +104,21 @@ impl Metrics {
             .gauge("windrow_breaker_state", "A destination's breaker: 0 closed, 1 half-open, 2 open.")
     }
 
+    /// Chunks a consumer has been working on for long, and names to the collector.
+    pub fn long_chunks(&self) -> IntGauge {
+        self.families.with([]).gauge(
+            "windrow_long_chunks",
+            "Chunks worked on for more than five seconds, as the collector is told.",
+        )
+    }
+
+    /// How often a destination has asked to be left alone, by its name in the job file.
+    pub fn destination_pauses(&self, destination: &str) -> IntCounter {
+        self.families
+            .with([("destination", self.destinations.bounded(destination))])
+            .counter("windrow_destination_pauses_total", "Pauses a destination has asked for.")
+    }
+
     /// Everything in the Prometheus text format.
     pub fn text(&self) -> String {
         self.families.text() + &process::text()
@@ -153,8 +168,14 @@ pub struct StageMetrics {
     pub questions_asked: IntCounter,
     /// Answers that came in time.
     pub questions_answered: IntCounter,
+    /// Copies put aside since a live consumer was still working on their items.
+    pub copies_held: IntCounter,
     /// Copies run without an answer, after the longest wait.
     pub chunks_unasked: IntCounter,
+    /// Chunks that came back without an answer too often: their items run alone.
+    pub chunks_isolated: IntCounter,
+    /// Items that ended as failed since their process died each time they ran alone.
+    pub items_poisonous: IntCounter,
 }
 
 impl StageMetrics {
@@ -192,7 +213,19 @@ impl StageMetrics {
             questions_asked: of.counter("windrow_questions_asked_total", "Questions sent about copies."),
             questions_answered: of
                 .counter("windrow_questions_answered_total", "Answers about copies that came in time."),
+            copies_held: of.counter(
+                "windrow_copies_held_total",
+                "Copies put aside since a live consumer was still working on their items.",
+            ),
             chunks_unasked: of.counter("windrow_chunks_unasked_total", "Copies run without an answer."),
+            chunks_isolated: of.counter(
+                "windrow_chunks_isolated_total",
+                "Chunks that came back without an answer too often: their items run alone.",
+            ),
+            items_poisonous: of.counter(
+                "windrow_items_poisonous_total",
+                "Items that ended as failed since their process died each time they ran alone.",
+            ),
         }
     }
 }
@@ -383,6 +416,8 @@ mod tests {
         metrics.broker();
         metrics.calls_in_flight("crm");
         metrics.breaker_state("crm");
+        metrics.long_chunks();
+        metrics.destination_pauses("crm");
         metrics
     }
 

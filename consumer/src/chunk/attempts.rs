@@ -1,12 +1,14 @@
 //! Trying one item: an attempt after another, until it has ended or has to wait elsewhere.
 
 use std::convert::Infallible;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use tokio_util::sync::CancellationToken;
+use windrow_common::clock;
 use windrow_common::envelope::completion::Latencies;
 use windrow_common::outcome::Outcome;
 use windrow_common::telemetry::metrics::{InFlight, StageMetrics};
@@ -57,14 +59,14 @@ pub(super) struct Surroundings<'a> {
 impl Surroundings<'_> {
     /// How an item ends whose time has run out before an attempt.
     fn expiry(&self) -> Option<End> {
-        let has_expired = self.expires.is_some_and(|expires| expires <= Instant::now());
+        let has_expired = self.expires.is_some_and(|expires| expires <= clock::now());
         has_expired.then(|| End::without_success(Outcome::Expired, &expired()))
     }
 
     /// What becomes of an item whose attempt may not begin now.
     fn hindrance(&self, counts: Counts) -> Option<Became> {
         if self.closing.is_cancelled() {
-            return Some(Became::Later(counts, Instant::now()));
+            return Some(Became::Later(counts, clock::now()));
         }
         self.expiry().map(|end| Became::Ended(counts, end))
     }
@@ -92,7 +94,7 @@ pub(super) async fn run_item(
             return Became::Ended(counts, end);
         }
         let verdict = if let Some(decided) = version.processor.decide(&item) {
-            decide(&version.retry, decided, counts, chance)
+            decide(&version.retry, decided, counts, || chance(&item, counts))
         } else {
             let mut permit = match admission(surroundings, &item, counts).await {
                 Ok(permit) => permit,
@@ -108,14 +110,14 @@ pub(super) async fn run_item(
                 Some(outage) if counts.attempts <= version.retry.count.saturating_add(MAX_PROBES) => {
                     return Became::Later(counts, outage.until);
                 }
-                _ => decide(&version.retry, attempt, counts, chance),
+                _ => decide(&version.retry, attempt, counts, || chance(&item, counts)),
             }
         };
         let pause = match verdict {
             Verdict::End(end) => return Became::Ended(counts, end),
             Verdict::Again(pause) => pause,
         };
-        let due = Instant::now() + pause;
+        let due = clock::now() + pause;
         if pause >= version.retry.in_place_below || due >= surroundings.deadline {
             return Became::Later(counts, due);
         }
@@ -146,7 +148,7 @@ async fn admission(
     let admitted = tokio::select! {
         biased;
         admitted = surroundings.version.processor.permit() => admitted,
-        () = surroundings.closing.cancelled() => return Err(Became::Later(counts, Instant::now())),
+        () = surroundings.closing.cancelled() => return Err(Became::Later(counts, clock::now())),
     };
     let permit = admitted.map_err(|outage| held(surroundings.metrics, counts, outage))?;
     if let Some(became) = surroundings.hindrance(counts) {
@@ -163,7 +165,7 @@ async fn admission(
         Claimed::Granted => surroundings.hindrance(counts),
         Claimed::Over => Some(Became::NotOurs),
         Claimed::ByAnother | Claimed::Unanswered => {
-            let until = Instant::now() + HOLD_STEP;
+            let until = clock::now() + HOLD_STEP;
             Some(held(surroundings.metrics, counts, Outage { until }))
         }
     };
@@ -197,7 +199,7 @@ fn count(metrics: &StageMetrics, attempt: &Attempt, counts: &mut Counts) {
 /// One attempt: bounded by the timeout, and a panic is an outcome, not a death.
 async fn attempt(surroundings: &Surroundings<'_>, item: &Item) -> Attempt {
     let version = surroundings.version;
-    let started = Instant::now();
+    let started = clock::now();
     let _in_flight = InFlight::enter(&surroundings.metrics.items_in_flight);
     if let Some(claims) = surroundings.claims {
         claims.set_under_way(item.index, true);
@@ -211,7 +213,7 @@ async fn attempt(surroundings: &Surroundings<'_>, item: &Item) -> Attempt {
     if let Some(claims) = surroundings.claims {
         claims.set_under_way(item.index, false);
     }
-    let elapsed = started.elapsed();
+    let elapsed = clock::now().saturating_duration_since(started);
     if let Some(seen) = seen(&attempt) {
         version.slots.note(seen, elapsed, started + elapsed);
     }
@@ -238,7 +240,11 @@ fn timed_out(item: &Item, timeout: Duration) -> Attempt {
     Attempt::failed("timeout", message, Retry::Later)
 }
 
-/// A number from 0 to 1, evenly. Jitter needs no secrets.
-fn chance() -> f64 {
-    f64::from(uuid::Uuid::new_v4().as_fields().0) / f64::from(u32::MAX)
+/// A number from 0 to 1, spread evenly over items, and over the tries of one. The same again for the same try: jitter
+/// needs no secrets.
+fn chance(item: &Item, counts: Counts) -> f64 {
+    let mut hasher = DefaultHasher::new();
+    let context = &item.context;
+    (&context.run, &context.source, item.index, counts.attempts, counts.throttles).hash(&mut hasher);
+    hasher.finish() as f64 / u64::MAX as f64
 }

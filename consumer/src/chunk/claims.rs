@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
+use windrow_common::clock;
 use windrow_common::envelope::chunk::{ChunkHeader, Span, id_of};
 use windrow_common::envelope::completion::Claim;
 use windrow_common::ids::{ChunkId, Claimant};
@@ -90,11 +91,11 @@ impl Claims {
             state.waiting.insert(item.index, Waiting { attempt: item.attempt, id, told });
             state.held.insert(item.index, false);
         }
-        let asked_at = Instant::now();
+        let asked_at = clock::now();
         self.wanted.notify_one();
         let claimed = answer.await.unwrap_or(Claimed::Unanswered);
         // Its call could outlast the claim: this process stood still meanwhile.
-        if asked_at.elapsed() < MARGIN { claimed } else { Claimed::Unanswered }
+        if clock::now().saturating_duration_since(asked_at) < MARGIN { claimed } else { Claimed::Unanswered }
     }
 
     /// Asks for what is wanted, one question after another, for ever.
@@ -179,7 +180,7 @@ impl Claims {
 /// What the collector said of an item. One that says nothing of claims knows none, so its word grants nothing.
 fn read(told: Option<&Told>, index: u64) -> Claimed {
     match told {
-        Some(Told { run, claimed: Some(claimed) }) => {
+        Some(Told { run, claimed: Some(claimed), .. }) => {
             if run.contains(index) {
                 Claimed::Granted
             } else if claimed.contains(index) {

@@ -11,7 +11,8 @@ use bytes::Bytes;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use tokio_util::sync::CancellationToken;
-use windrow_common::broker::{Delivery, Outgoing};
+use windrow_common::broker::{Delivery, Outgoing, Queue};
+use windrow_common::clock;
 use windrow_common::envelope::chunk::ChunkHeader;
 use windrow_common::envelope::completion::Latencies;
 use windrow_common::job::Effect;
@@ -79,6 +80,8 @@ pub(crate) struct ChunkRun<'a> {
     /// Where the effect must not repeat.
     claims: Option<Arc<Claims>>,
     unasked: bool,
+    /// Whether nothing else is in this process: then there is nobody to make room for.
+    is_alone: bool,
 }
 
 impl<'a> ChunkRun<'a> {
@@ -97,7 +100,7 @@ impl<'a> ChunkRun<'a> {
             let (counts, standing) = match told {
                 Some(told) if is_claimed(told) => {
                     intake.metrics.holds.inc();
-                    (counts.held(), Standing::Later(Instant::now() + HOLD_STEP))
+                    (counts.held(), Standing::Later(clock::now() + HOLD_STEP))
                 }
                 Some(told) if !told.run.contains(index) => (counts, Standing::NotOurs),
                 _ => (counts, Standing::Open),
@@ -109,12 +112,14 @@ impl<'a> ChunkRun<'a> {
         let slots = report::carried(&header, lines).map(slot).collect();
         let lost = delivery.lost.clone();
         let deadline = delivery.received_at + version.budget;
-        Self { intake, version, header, lost, deadline, slots, next: 0, claims, unasked }
+        let is_alone = matches!(delivery.queue, Queue::Alone(_));
+        Self { intake, version, header, lost, deadline, slots, next: 0, claims, unasked, is_alone }
     }
 
     /// Runs the items and returns what is to be sent before the delivery is let go of.
     pub(crate) async fn run(mut self) -> Vec<Outgoing> {
-        let closing = CancellationToken::new();
+        // A lost delivery starts no further item, from the very moment it is lost (law 4).
+        let closing = self.lost.child_token();
         let latencies = Mutex::default();
         let claims = self.claims.clone();
         let surroundings = Surroundings {
@@ -126,7 +131,7 @@ impl<'a> ChunkRun<'a> {
             latencies: &latencies,
             claims: claims.as_deref(),
             expires: self.header.expires.map(|expires| {
-                Instant::now() + Duration::from_millis(expires.saturating_sub(super::now_ms()))
+                clock::now() + Duration::from_millis(expires.saturating_sub(clock::unix_ms()))
             }),
         };
         let mut publishing: Publishing<'_> = FuturesUnordered::new();
@@ -148,6 +153,10 @@ impl<'a> ChunkRun<'a> {
         let deadline = tokio::time::Instant::from_std(self.deadline);
         let asking = surroundings.ask_for_claims(intake);
         tokio::pin!(asking);
+        let is_alone = self.is_alone;
+        if self.makes_room() {
+            surroundings.closing.cancel();
+        }
         loop {
             self.halt_if_told(surroundings, publishing);
             self.hold_during_an_outage();
@@ -165,8 +174,9 @@ impl<'a> ChunkRun<'a> {
                 slot = version.slots.acquire(), if may_start => self.start(surroundings, slot, &mut running),
                 _ = version.processor.outage(), if may_start => {}
                 () = intake.runs.halted(&run), if !closing => {}
-                () = lost.cancelled(), if !closing => surroundings.closing.cancel(),
+                () = lost.cancelled(), if !closing => {}
                 () = intake.draining.cancelled(), if !closing => surroundings.closing.cancel(),
+                () = intake.solitude.sought(), if !closing && !is_alone => surroundings.closing.cancel(),
                 () = tokio::time::sleep_until(deadline), if !closing => surroundings.closing.cancel(),
                 () = tokio::time::sleep_until(report_at) => {
                     self.report_early(publishing);
@@ -239,10 +249,15 @@ impl<'a> ChunkRun<'a> {
 
     fn close_if_it_is_time(&self, surroundings: &Surroundings<'_>) {
         let is_halted = self.intake.runs.is_halted(&self.header.id.run);
-        let over = is_halted || self.lost.is_cancelled() || self.intake.draining.is_cancelled();
-        if over || Instant::now() >= self.deadline {
+        let over = is_halted || self.makes_room() || self.intake.draining.is_cancelled();
+        if over || clock::now() >= self.deadline {
             surroundings.closing.cancel();
         }
+    }
+
+    /// Whether another chunk is to be alone in this process: what has not begun leaves.
+    fn makes_room(&self) -> bool {
+        !self.is_alone && self.intake.solitude.is_sought()
     }
 
     fn skip_what_is_not_to_start(&mut self) {
@@ -327,7 +342,7 @@ impl<'a> ChunkRun<'a> {
         let handed_over = Ranges::from_ascending(sent_on.iter().map(|item| item.index));
         let compress = self.version.compress;
         let mut outgoing =
-            report::remainders(&self.header, &self.intake.key, &sent_on, Instant::now(), compress);
+            report::remainders(&self.header, &self.intake.key, &sent_on, clock::now(), compress);
         let latencies = std::mem::take(&mut *latencies.lock().unwrap_or_else(PoisonError::into_inner));
         let released = self.claims.as_ref().map_or_else(Ranges::new, |claims| claims.release_all());
         let unasked = self.unasked;

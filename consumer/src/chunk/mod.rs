@@ -1,28 +1,34 @@
 //! One delivery of a work queue, from its arrival to its settlement.
 //!
-//! [`mod@triage`] decides what to do with the chunk, [`items`] runs its items, [`attempts`] tries one of them, [`report`]
-//! turns what became of them into messages. This file connects the three and lets go of the delivery.
+//! [`mod@triage`] decides what to do with the chunk, and [`suspicion`] what with one that keeps coming back; [`items`] runs
+//! its items, [`attempts`] tries one of them, [`report`] turns what became of them into messages. This file connects
+//! them and lets go of the delivery.
 
 mod attempts;
 mod claims;
 mod items;
 mod report;
+mod suspicion;
 #[cfg(test)]
 mod tests;
 pub(crate) mod triage;
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use windrow_common::broker::parking::Death;
 use windrow_common::broker::{BrokerError, Delivery, Outgoing, Queue, Settlement, Target};
+use windrow_common::clock;
 use windrow_common::envelope::Message;
 use windrow_common::envelope::chunk::{ChunkHeader, KIND};
 use windrow_common::job::Effect;
+use windrow_common::outcome::Outcome;
+use windrow_common::ranges::Ranges;
 
 use self::items::ChunkRun;
-use self::triage::{Circumstances, Triage, has_expired, held_by_outage, triage, unanswered};
+use self::report::SentOn;
+use self::suspicion::{Treatment, is_suspect, treatment};
+use self::triage::{Circumstances, Triage, held_by_outage, held_by_work, makes_no_call, triage, unanswered};
 use crate::questions::Told;
 use crate::stage::{StageIntake, StageRunner};
 use crate::verdict::End;
@@ -41,24 +47,28 @@ pub(crate) async fn handle(intake: &StageIntake, delivery: Delivery) {
             return settle(intake, delivery, vec![parked]).await;
         }
     };
+    let header = suspicion::counted(header, &delivery.queue, delivery.delivery_count);
     let version = intake.version(&header.hash);
     let circumstances = Circumstances {
         redelivered: delivery.redelivered,
+        is_alone: matches!(delivery.queue, Queue::Alone(_)),
         job_known: version.is_some(),
         word: intake.runs.word(&header.id.run),
-        now_ms: now_ms(),
+        now_ms: clock::unix_ms(),
     };
     let decided = triage(&header, circumstances);
     match (decided, version) {
         (Triage::Run, Some(version)) => run(intake, version, delivery, header, &lines, None, false).await,
-        (Triage::Ask, Some(version)) => match version.processor.outage_now() {
-            _ if has_expired(&header, now_ms()) => ask(intake, version, delivery, header, &lines).await,
-            None => ask(intake, version, delivery, header, &lines).await,
-            Some(outage) => {
-                let held = held_by_outage(&header, outage, now_ms());
-                without_running(intake, delivery, header, &lines, held).await;
+        (Triage::Ask, Some(version)) => {
+            let is_never_called = makes_no_call(&header, circumstances) || is_suspect(&header);
+            match version.processor.outage_now().filter(|_| !is_never_called) {
+                None => ask(intake, version, delivery, header, &lines).await,
+                Some(outage) => {
+                    let held = held_by_outage(&header, outage, clock::unix_ms());
+                    without_running(intake, delivery, header, &lines, held).await;
+                }
             }
-        },
+        }
         (decided, _) => without_running(intake, delivery, header, &lines, decided).await,
     }
 }
@@ -73,6 +83,7 @@ async fn ask(
 ) {
     intake.metrics.questions_asked.inc();
     let answer = tokio::select! {
+        biased;
         answer = intake.questions.ask(&header.id, header.span, header.hop, header.items.clone(), None) => answer,
         () = delivery.lost.cancelled() => return,
     };
@@ -81,7 +92,13 @@ async fn ask(
     match answer.map(|told| told.filter(is_answer)) {
         Ok(Some(told)) => {
             intake.metrics.questions_answered.inc();
-            run(intake, version, delivery, header, lines, Some(&told), false).await;
+            let Some(reason) = reason_to_wait(&header, &told) else {
+                return treat(intake, version, delivery, header, lines, &told).await;
+            };
+            intake.metrics.copies_held.inc();
+            tracing::info!(chunk = %header.id, hop = header.hop, reason, "a copy waits");
+            let held = held_by_work(&header);
+            without_running(intake, delivery, header, lines, held).await;
         }
         Ok(None) => match unanswered(&header, version.effect) {
             Triage::Run => {
@@ -95,6 +112,38 @@ async fn ask(
     }
 }
 
+/// Why a copy is put aside whole, if it is. What somebody else has claimed of one that came back too often is not to be
+/// left behind when that is taken apart.
+fn reason_to_wait(header: &ChunkHeader, told: &Told) -> Option<&'static str> {
+    if !told.busy.is_empty() {
+        return Some("another consumer is still working on it");
+    }
+    let is_claimed = told.claimed.as_ref().is_some_and(|claimed| !claimed.is_empty());
+    (is_claimed && is_suspect(header)).then_some("somebody else has claimed items of it")
+}
+
+/// What becomes of the items of a copy that are to run, by how often it came back.
+async fn treat(
+    intake: &StageIntake,
+    version: &Arc<StageRunner>,
+    delivery: Delivery,
+    header: ChunkHeader,
+    lines: &[Bytes],
+    told: &Told,
+) {
+    match treatment(&header, told.run.len()) {
+        Treatment::Run => run(intake, version, delivery, header, lines, Some(told), false).await,
+        Treatment::Isolate(each) => isolate(intake, version, delivery, &header, lines, &told.run, each).await,
+        Treatment::Convict(error) => {
+            intake.metrics.items_poisonous.inc();
+            tracing::error!(chunk = %header.id, items = %header.items, reason = error.message,
+                "an item ended its process again and again, and ends as failed");
+            let ended = Triage::EndAll(Outcome::Failed, error);
+            without_running(intake, delivery, header, lines, ended).await;
+        }
+    }
+}
+
 async fn run(
     intake: &StageIntake,
     version: &Arc<StageRunner>,
@@ -104,11 +153,36 @@ async fn run(
     told: Option<&Told>,
     unasked: bool,
 ) {
+    // Until it is settled: its outcomes may wait for the broker.
+    let wanted = told.map_or(&header.items, |told| &told.run);
+    let _work = intake.in_hand.begin(&header, wanted, clock::now());
     let outgoing = ChunkRun::new(intake, version, &delivery, header, lines, told, unasked).run().await;
     if outgoing.iter().any(|outgoing| outgoing.message.kind == KIND) {
         intake.metrics.chunks_handed_over.inc();
     }
     settle(intake, delivery, outgoing).await;
+}
+
+/// Sends the wanted items of a chunk on to run with nothing else in their process.
+async fn isolate(
+    intake: &StageIntake,
+    version: &StageRunner,
+    delivery: Delivery,
+    header: &ChunkHeader,
+    lines: &[Bytes],
+    wanted: &Ranges,
+    each: u64,
+) {
+    intake.metrics.chunks_isolated.inc();
+    tracing::warn!(chunk = %header.id, returns = header.returns, items = wanted.len(), in_one_message = each,
+        "a chunk came back without an answer again and again: its items run alone");
+    let items: Vec<SentOn> = report::carried(header, lines)
+        .filter(|(index, ..)| wanted.contains(*index))
+        .map(|(index, raw, counts)| SentOn { index, raw, counts, due: None })
+        .collect();
+    let outgoing = report::isolated(header, &intake.key, &items, each, version.compress);
+    settle(intake, delivery, outgoing).await;
+    intake.isolated.notify_one();
 }
 
 async fn without_running(
@@ -128,6 +202,12 @@ async fn without_running(
             let outgoing = vec![as_it_is(intake, &delivery, &held, target)];
             settle(intake, delivery, outgoing).await;
             return intake.runs.was_held(&header.id.run);
+        }
+        Triage::Isolate(suspect) => {
+            let target = Target::Queue(Queue::Alone(intake.key.clone()));
+            let outgoing = vec![as_it_is(intake, &delivery, &suspect, target)];
+            settle(intake, delivery, outgoing).await;
+            return intake.isolated.notify_one();
         }
         Triage::EndAll(outcome, error) => {
             let end = End::without_success(outcome, &error);
@@ -155,7 +235,10 @@ async fn settle(intake: &StageIntake, delivery: Delivery, outgoing: Vec<Outgoing
     match intake.broker.settle(delivery, outgoing).await {
         Ok(Settlement::Done) => {
             intake.metrics.chunks_settled.inc();
-            intake.metrics.chunk_seconds.observe(received_at.elapsed().as_secs_f64());
+            intake
+                .metrics
+                .chunk_seconds
+                .observe(clock::now().saturating_duration_since(received_at).as_secs_f64());
         }
         Ok(Settlement::Lost) => {
             intake.metrics.chunks_lost.inc();
@@ -180,10 +263,5 @@ async fn settle(intake: &StageIntake, delivery: Delivery, outgoing: Vec<Outgoing
 fn park(delivery: &Delivery, reason: &str) -> Outgoing {
     let message_id = &delivery.message.message_id;
     tracing::error!(message_id, reason, "parked a message that cannot be handled");
-    Death::new(reason, &delivery.queue, now_ms()).outgoing(&delivery.message)
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    Death::new(reason, &delivery.queue, clock::unix_ms()).outgoing(&delivery.message)
 }

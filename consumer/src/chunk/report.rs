@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::{BufMut, Bytes, BytesMut};
 use windrow_common::broker::delay::{self, Step};
 use windrow_common::broker::{Outgoing, Queue, Target};
+use windrow_common::clock;
 use windrow_common::envelope::chunk::{ChunkHeader, id_of};
 use windrow_common::envelope::completion::{Completion, Latencies, MAX_COMPLETION_BYTES, Outcomes};
 use windrow_common::ids::{Claimant, StageKey};
@@ -14,7 +15,7 @@ use crate::verdict::{Counts, End};
 
 /// Items in one message, at most: their ranges and counters travel in headers, which RabbitMQ takes only up to a
 /// frame of 128 KiB, and each scattered item may need 40 bytes of them.
-const MAX_ITEMS_PER_MESSAGE: usize = 2_500;
+pub(crate) const MAX_ITEMS_PER_MESSAGE: usize = 2_500;
 
 /// An item that ended, to be reported.
 #[derive(Debug, Clone)]
@@ -114,8 +115,32 @@ pub(crate) fn carried<'a>(
     })
 }
 
+/// The items as remainders that run with nothing else in their process, at most `each` in one, then the completions
+/// that name them.
+pub(crate) fn isolated(
+    header: &ChunkHeader,
+    stage: &StageKey,
+    items: &[SentOn],
+    each: u64,
+    compress: bool,
+) -> Vec<Outgoing> {
+    let each = usize::try_from(each).unwrap_or(MAX_ITEMS_PER_MESSAGE).clamp(1, MAX_ITEMS_PER_MESSAGE);
+    let header = ChunkHeader { alone: true, ..header.clone() };
+    let mut outgoing = Vec::new();
+    for part in items.chunks(each) {
+        let part: Vec<&SentOn> = part.iter().collect();
+        let target = Target::Queue(Queue::Alone(stage.clone()));
+        outgoing.push(Outgoing { target, message: remainder_of(&header, &part, None, compress) });
+    }
+    let handed_over = Ranges::from_ascending(items.iter().map(|item| item.index));
+    let completions = completions(&header, &[], &Besides { handed_over, ..Besides::default() });
+    outgoing.extend(completions.iter().map(|completion| to_collector(completion, compress)));
+    outgoing
+}
+
 /// Remainders for the items sent on: one for those due at once, straight to the due queue, and one for each
-/// step into a delay level.
+/// step into a delay level. Items of a chunk that runs alone go on doing so if they have not been tried: what waits for
+/// its next attempt has shown that it ends no process.
 pub(crate) fn remainders(
     header: &ChunkHeader,
     stage: &StageKey,
@@ -125,7 +150,7 @@ pub(crate) fn remainders(
 ) -> Vec<Outgoing> {
     // Nothing waits beyond its time.
     let expires =
-        header.expires.map(|expires| now + Duration::from_millis(expires.saturating_sub(super::now_ms())));
+        header.expires.map(|expires| now + Duration::from_millis(expires.saturating_sub(clock::unix_ms())));
     let due = |item: &SentOn| item.due.map(|due| expires.map_or(due, |expires| due.min(expires)));
     let step = |item: &SentOn| due(item).map(|due| delay::step(due.saturating_duration_since(now)));
     let mut steps: Vec<Option<Step>> = sent_on.iter().map(step).collect();
@@ -136,8 +161,10 @@ pub(crate) fn remainders(
         let items: Vec<&SentOn> = sent_on.iter().filter(|item| step(item) == wanted).collect();
         for items in items.chunks(MAX_ITEMS_PER_MESSAGE) {
             let last = items.iter().filter_map(|item| due(item)).max();
-            let message = remainder_of(header, items, not_before(last, wanted, now), compress);
+            let header = ChunkHeader { alone: header.alone && wanted.is_none(), ..header.clone() };
+            let message = remainder_of(&header, items, not_before(last, wanted, now), compress);
             let target = match wanted {
+                None if header.alone => Target::Queue(Queue::Alone(stage.clone())),
                 None => Target::Queue(Queue::Due(stage.clone())),
                 Some(step) => Target::Delay { delay: step.level, stage: stage.clone() },
             };
@@ -172,6 +199,7 @@ fn remainder_of(
         hop: header.hop.saturating_add(1),
         held_ms: 0,
         resent: false,
+        returns: 0,
         not_before,
         ..header.clone()
     };
@@ -180,7 +208,7 @@ fn remainder_of(
 
 fn unix_ms(due: Instant, now: Instant) -> u64 {
     let wait = u64::try_from(due.saturating_duration_since(now).as_millis()).unwrap_or(u64::MAX);
-    super::now_ms().saturating_add(wait)
+    clock::unix_ms().saturating_add(wait)
 }
 
 /// One completion in the making.

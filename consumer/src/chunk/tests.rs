@@ -2,10 +2,12 @@
 
 mod adapting;
 mod claims;
+mod copies;
 mod expiry;
 mod isolation;
 mod outage;
 mod pauses;
+mod poison;
 
 use std::future::pending;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,13 +18,13 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tempfile::TempDir;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use windrow_common::broker::embedded::EmbeddedBroker;
 use windrow_common::broker::parking::Death;
 use windrow_common::broker::{Broker, Outgoing, Queue, Subscription, Target};
 use windrow_common::envelope::chunk::ChunkHeader;
-use windrow_common::envelope::completion::{Completion, ItemError, Outcomes};
+use windrow_common::envelope::completion::{Completion, ItemError, Outcomes, Question};
 use windrow_common::envelope::control::{Answer, Control};
 use windrow_common::ids::{Group, ProcessId};
 use windrow_common::job::{Concurrency, Effect, RetrySpec, Schedule};
@@ -32,11 +34,13 @@ use windrow_common::telemetry::metrics::Metrics;
 use super::handle;
 use super::triage::tests::header;
 use crate::fleet::Fleet;
+use crate::in_hand::InHand;
 use crate::processor::Destinations;
 use crate::processor::{self, Attempt, Done, Item, Processor, Retry};
 use crate::questions::Questions;
 use crate::runs::RunWords;
 use crate::slots::Slots;
+use crate::solitude::Solitude;
 use crate::stage::{StageIntake, StageRunner};
 
 /// Calls a closure for each attempt.
@@ -60,8 +64,7 @@ fn succeeded(item: &Item) -> BoxFuture<'static, Attempt> {
 }
 
 fn failed(retry: Retry) -> BoxFuture<'static, Attempt> {
-    let error = ItemError { class: "test".into(), message: "on purpose".into(), status: None };
-    async move { Attempt::Failed { error, retry, done: Done::Maybe } }.boxed()
+    async move { Attempt::failed("test", "on purpose", retry) }.boxed()
 }
 
 /// A stage, its queues, and the collector's end of the completion queue.
@@ -120,7 +123,8 @@ impl Bench {
         };
         let runs = Arc::new(RunWords::default());
         let process = ProcessId::generate();
-        let (fleet, _) = Fleet::new(process.clone(), &Destinations::default());
+        let in_hand = Arc::new(InHand::default());
+        let (fleet, _) = Fleet::new(process.clone(), None, &Destinations::default(), Arc::clone(&in_hand));
         let questions =
             Questions::open(process, Arc::clone(&broker), Arc::clone(&runs), fleet).await.unwrap();
         let intake = Arc::new(StageIntake {
@@ -131,10 +135,13 @@ impl Bench {
             broker: Arc::clone(&broker),
             questions,
             runs,
+            in_hand,
+            solitude: Solitude::default(),
+            isolated: Notify::new(),
             draining: CancellationToken::new(),
             abort: CancellationToken::new(),
         });
-        for queue in intake.queues().iter().chain([&Queue::Held(intake.key.clone())]) {
+        for queue in intake.queues().iter().chain(&[Queue::Held(key.clone()), Queue::Alone(key)]) {
             broker.ensure(queue).await.unwrap();
         }
         broker.ensure(&Queue::Completion).await.unwrap();
@@ -166,6 +173,31 @@ impl Bench {
             Completion::Outcomes(outcomes) => outcomes,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Answers the next question: these items are to run.
+    async fn answer(&mut self, run_items: &str) -> Question {
+        self.answer_of(run_items, "").await
+    }
+
+    async fn answer_of(&mut self, run_items: &str, busy_items: &str) -> Question {
+        let asked = self.completions.next().await.unwrap();
+        let Completion::Question(question) = Completion::from_message(&asked.message).unwrap() else {
+            panic!("not a question");
+        };
+        let (token, target) = (question.token.clone(), Target::Process(question.reply_to.clone()));
+        let (run_items, busy_items) = (run_items.into(), busy_items.into());
+        let message = Control::Answer(Answer { token, run_items, busy_items, claimed: None }).to_message();
+        self.broker.settle(asked, vec![Outgoing { target, message }]).await.unwrap();
+        question
+    }
+
+    /// Handles the next delivery, a copy, and answers its question: these items are to run.
+    async fn handle_copy(&mut self, run_items: &str) -> Question {
+        let delivery = self.work.next().await.unwrap();
+        let intake = Arc::clone(&self.intake);
+        let ((), question) = tokio::join!(handle(&intake, delivery), self.answer(run_items));
+        question
     }
 
     /// What came back to the stage's own queues.
@@ -334,20 +366,8 @@ async fn a_copy_runs_only_the_items_its_answer_names() {
     .await;
     let copy = ChunkHeader { resent: true, ..header(5) };
     bench.publish(&copy).await;
-    let delivery = bench.work.next().await.unwrap();
-    let answering = async {
-        let asked = bench.completions.next().await.unwrap();
-        let Completion::Question(question) = Completion::from_message(&asked.message).unwrap() else {
-            panic!("not a question");
-        };
-        assert_eq!((question.items.to_string(), question.hop), ("0-4".to_owned(), 0));
-        let answer =
-            Control::Answer(Answer { token: question.token, run_items: "1,3".into(), claimed: None });
-        let target = Target::Process(question.reply_to);
-        let message = answer.to_message();
-        bench.broker.settle(asked, vec![Outgoing { target, message }]).await.unwrap();
-    };
-    tokio::join!(handle(&bench.intake, delivery), answering);
+    let question = bench.handle_copy("1,3").await;
+    assert_eq!((question.items.to_string(), question.hop), ("0-4".to_owned(), 0));
     assert_eq!(*called.lock().unwrap(), [1, 3]);
     let outcomes = bench.outcomes().await;
     assert_eq!(outcomes.items.to_string(), "1,3");

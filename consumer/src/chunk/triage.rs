@@ -1,8 +1,9 @@
 //! What to do with a chunk before any item of it runs. Pure: the state of the world is passed in.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use windrow_common::broker::delay;
+use windrow_common::clock;
 use windrow_common::envelope::chunk::ChunkHeader;
 use windrow_common::envelope::completion::ItemError;
 use windrow_common::job::Effect;
@@ -14,6 +15,9 @@ use crate::runs::Word;
 
 /// How long a chunk that cannot run is put aside at a time.
 pub(crate) const HOLD_STEP: Duration = Duration::from_secs(8);
+
+/// How long a copy is put aside at a time while a live consumer is still working on its items.
+pub(crate) const BUSY_STEP: Duration = Duration::from_secs(4);
 
 /// After this long in holds an unanswered copy runs unasked (law 4), and an unknown job is parked (law 9).
 pub(crate) const HOLD_LIMIT: Duration = Duration::from_secs(600);
@@ -33,6 +37,8 @@ pub(crate) enum Triage {
     PutAside(Box<ChunkHeader>, Duration),
     /// Put the same chunk into the held queue, until its run is resumed.
     Hold(Box<ChunkHeader>),
+    /// Put the same chunk into the alone queue: it is not to run beside others.
+    Isolate(Box<ChunkHeader>),
     /// End every item so, without a call.
     EndAll(Outcome, ItemError),
     /// Park it, for this reason.
@@ -44,6 +50,8 @@ pub(crate) enum Triage {
 pub(crate) struct Circumstances {
     /// Whether the broker delivered it before.
     pub(crate) redelivered: bool,
+    /// Whether it came from the alone queue, so that nothing else is in this process.
+    pub(crate) is_alone: bool,
     /// Whether this process holds a job file of the chunk's name and hash with its stage.
     pub(crate) job_known: bool,
     /// What the collector said of the run.
@@ -54,8 +62,11 @@ pub(crate) struct Circumstances {
 
 /// Decides what to do with a chunk.
 pub(crate) fn triage(header: &ChunkHeader, circumstances: Circumstances) -> Triage {
-    let Circumstances { redelivered, job_known, word, now_ms } = circumstances;
+    let Circumstances { redelivered, is_alone, job_known, word, now_ms } = circumstances;
+    let may_be_copy = redelivered || header.may_be_copy();
     match word {
+        // Items of a copy may have ended otherwise: in a run that has ended all have.
+        Some(Word::Stop) if may_be_copy && job_known => return Triage::Ask,
         Some(Word::Stop) => return Triage::EndAll(Outcome::Cancelled, run_stopped()),
         Some(Word::Pause) => return Triage::Hold(Box::new(held_by_pause(header))),
         Some(Word::Go) | None => {}
@@ -70,7 +81,7 @@ pub(crate) fn triage(header: &ChunkHeader, circumstances: Circumstances) -> Tria
         };
     }
     // A copy whose time has run out asks as well: some of its items may have ended, or run elsewhere.
-    match (redelivered || header.may_be_copy(), has_expired(header, now_ms)) {
+    match (may_be_copy, has_expired(header, now_ms)) {
         (false, true) => return Triage::EndAll(Outcome::Expired, expired()),
         (true, true) => return Triage::Ask,
         (_, false) => {}
@@ -80,11 +91,19 @@ pub(crate) fn triage(header: &ChunkHeader, circumstances: Circumstances) -> Tria
         let rest = delay::step(Duration::from_millis(wait));
         return Triage::PutAside(Box::new(header.clone()), rest.level);
     }
-    if redelivered || header.may_be_copy() { Triage::Ask } else { Triage::Run }
+    if header.alone && !is_alone {
+        return Triage::Isolate(Box::new(ChunkHeader { resent: true, ..header.clone() }));
+    }
+    if may_be_copy { Triage::Ask } else { Triage::Run }
+}
+
+/// Whether no item of the chunk is called, whatever the collector answers.
+pub(crate) fn makes_no_call(header: &ChunkHeader, circumstances: Circumstances) -> bool {
+    circumstances.word == Some(Word::Stop) || has_expired(header, circumstances.now_ms)
 }
 
 /// Whether no item of the chunk is to be tried any more.
-pub(crate) fn has_expired(header: &ChunkHeader, now_ms: u64) -> bool {
+fn has_expired(header: &ChunkHeader, now_ms: u64) -> bool {
     header.expires.is_some_and(|expires| expires <= now_ms)
 }
 
@@ -116,6 +135,13 @@ pub(crate) fn unanswered(header: &ChunkHeader, effect: Effect) -> Triage {
     Triage::PutAside(Box::new(ChunkHeader { resent: true, ..held }), delay)
 }
 
+/// A copy of what a live consumer is still working on: put aside with its hop and its mark. What it waits does not count
+/// towards [`HOLD_LIMIT`]: whoever works on it ends within the chunk's budget, or falls silent.
+pub(crate) fn held_by_work(header: &ChunkHeader) -> Triage {
+    let held = ChunkHeader { resent: true, holds: one_more(header), ..header.clone() };
+    Triage::PutAside(Box::new(held), BUSY_STEP)
+}
+
 /// A chunk of a paused run: held with its counters, and with a mark, since what left the held queue twice is a copy.
 /// What it waits does not count towards [`HOLD_LIMIT`].
 fn held_by_pause(header: &ChunkHeader) -> ChunkHeader {
@@ -126,7 +152,7 @@ fn held_by_pause(header: &ChunkHeader) -> ChunkHeader {
 /// may be probed. What it waited does not count towards [`HOLD_LIMIT`].
 pub(crate) fn held_by_outage(header: &ChunkHeader, outage: Outage, now_ms: u64) -> Triage {
     let lifetime = header.expires.map(|expires| Duration::from_millis(expires.saturating_sub(now_ms)));
-    let wait = outage.until.saturating_duration_since(Instant::now()).min(lifetime.unwrap_or(Duration::MAX));
+    let wait = outage.until.saturating_duration_since(clock::now()).min(lifetime.unwrap_or(Duration::MAX));
     let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
     let step = delay::step(wait);
     let not_before = (!step.is_last).then(|| now_ms.saturating_add(wait_ms));
@@ -177,13 +203,15 @@ pub(crate) mod tests {
             not_before: None,
             expires: None,
             resent: false,
+            alone: false,
+            returns: 0,
             id_field: None,
             traceparent: None,
         }
     }
 
     const FRESH: Circumstances =
-        Circumstances { redelivered: false, job_known: true, word: None, now_ms: 1_000_000 };
+        Circumstances { redelivered: false, is_alone: false, job_known: true, word: None, now_ms: 1_000_000 };
 
     #[test]
     fn a_first_delivery_runs_and_every_kind_of_copy_asks() {
@@ -236,14 +264,14 @@ pub(crate) mod tests {
     fn nothing_waits_beyond_its_time() {
         let early = ChunkHeader { not_before: Some(1_300_000), expires: Some(1_004_000), ..header(1) };
         assert_eq!(triage(&early, FRESH), Triage::PutAside(Box::new(early.clone()), Duration::from_secs(4)));
-        let outage = Outage { until: Instant::now() + Duration::from_secs(300) };
+        let outage = Outage { until: clock::now() + Duration::from_secs(300) };
         let Triage::PutAside(held, level) = held_by_outage(&early, outage, 1_000_000) else { panic!() };
         assert_eq!((level, held.not_before), (Duration::from_secs(4), None));
     }
 
     #[test]
     fn an_outage_is_waited_out_in_steps_and_not_for_much_longer() {
-        let outage = Outage { until: Instant::now() + Duration::from_secs(300) };
+        let outage = Outage { until: clock::now() + Duration::from_secs(300) };
         let Triage::PutAside(held, level) = held_by_outage(&header(2), outage, 1_000_000) else { panic!() };
         assert_eq!((level, held.holds.to_string().as_str()), (Duration::from_secs(256), "1*2"));
         let not_before = held.not_before.unwrap();
@@ -254,9 +282,30 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn nothing_of_a_stopped_run_is_called() {
+    fn a_copy_of_what_is_worked_on_waits_with_its_hop_its_mark_and_its_returns() {
+        let copy = ChunkHeader { hop: 2, returns: 1, held_ms: 8_000, ..header(3) };
+        let Triage::PutAside(held, BUSY_STEP) = held_by_work(&copy) else { panic!() };
+        assert_eq!(*held, ChunkHeader { resent: true, holds: Runs::repeat(1, 3), ..copy });
+    }
+
+    #[test]
+    fn what_is_to_run_alone_runs_from_the_alone_queue_only() {
+        let suspect = ChunkHeader { alone: true, hop: 1, returns: 2, ..header(2) };
+        let Triage::Isolate(sent_on) = triage(&suspect, FRESH) else { panic!() };
+        assert_eq!(*sent_on, ChunkHeader { resent: true, ..suspect.clone() });
+        assert_eq!(triage(&suspect, Circumstances { is_alone: true, ..FRESH }), Triage::Ask);
+        let early = ChunkHeader { not_before: Some(1_003_000), ..suspect };
+        assert!(matches!(triage(&early, FRESH), Triage::PutAside(..)), "it waits first");
+    }
+
+    #[test]
+    fn nothing_of_a_stopped_run_is_called_and_a_copy_asks_what_of_it_is_open() {
         let stopped = Circumstances { word: Some(Word::Stop), ..FRESH };
         assert!(matches!(triage(&header(1), stopped), Triage::EndAll(Outcome::Cancelled, _)));
+        assert_eq!(triage(&header(1), Circumstances { redelivered: true, ..stopped }), Triage::Ask);
+        assert_eq!(triage(&ChunkHeader { resent: true, ..header(1) }, stopped), Triage::Ask);
+        let unknown = Circumstances { redelivered: true, job_known: false, ..stopped };
+        assert!(matches!(triage(&header(1), unknown), Triage::EndAll(Outcome::Cancelled, _)));
     }
 
     #[test]

@@ -1,25 +1,21 @@
-//! Destinations as one process sees them: how many calls it may have in flight to each, and whether any call may be
-//! made at all.
+//! Destinations as one process sees them: which calls may be made to each, by its limits and by its availability.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use windrow_common::envelope::control;
-use windrow_common::ids::ProcessId;
+use tokio::sync::mpsc;
+use windrow_common::envelope::control::Scope;
 use windrow_common::job::{DestinationSpec, Job};
 use windrow_common::resilience::adaptive::Seen;
-use windrow_common::resilience::breaker::{Admission, Breaker, Pass, Sign, State};
+use windrow_common::resilience::breaker::{Pass, Sign};
 use windrow_common::telemetry::metrics::{InFlight, IntGauge, Metrics};
 
-use super::rates::{RateGate, RatePass};
+use super::availability::{Admitted, Availability};
+use super::gate::{LimitGate, LimitPass};
 use super::{Attempt, BuildFault, http};
 use crate::fleet::Finding;
-
-/// Whoever is to probe a destination is this far ahead of the others, who probe if nothing is heard of it.
-const PROBER_AHEAD: Duration = Duration::from_secs(10);
 
 /// The destinations of all jobs of this process, by name, and the HTTP client that calls them.
 #[derive(Debug, Default)]
@@ -40,13 +36,12 @@ impl Destinations {
         Self { by_name: specs.into_iter().map(open).collect(), http_client: OnceLock::new() }
     }
 
-    /// Has the calls in flight to each destination, and the state of its breaker, shown there.
+    /// Has the calls in flight to each destination, the state of its breaker, and its pauses shown there.
     pub fn show_in(&self, metrics: &Metrics) {
         for (name, destination) in &self.by_name {
             // A second place to show it in changes nothing.
-            let _ = destination
-                .shown
-                .set(Shown { calls: metrics.calls_in_flight(name), breaker: metrics.breaker_state(name) });
+            let _ = destination.calls.set(metrics.calls_in_flight(name));
+            destination.availability.show_in(metrics);
         }
     }
 
@@ -59,8 +54,7 @@ impl Destinations {
     /// again.
     pub(crate) fn tell_findings(&self, findings: &mpsc::UnboundedSender<Finding>) {
         for destination in self.by_name.values() {
-            // A second place to tell it to changes nothing.
-            let _ = destination.findings.set(findings.clone());
+            destination.availability.tell_findings(findings);
         }
     }
 
@@ -80,24 +74,15 @@ impl Destinations {
 
 /// An outside system.
 pub(crate) struct Destination {
-    name: String,
-    max_connections: u32,
-    permits: Arc<Semaphore>,
-    rates: Option<Arc<RateGate>>,
-    breaker: Option<Mutex<Breaker>>,
-    state: watch::Sender<State>,
-    shown: OnceLock<Shown>,
-    findings: OnceLock<mpsc::UnboundedSender<Finding>>,
+    connections: Arc<LimitGate>,
+    rates: Option<Arc<LimitGate>>,
+    availability: Availability,
+    calls: OnceLock<IntGauge>,
 }
 
-/// Where a destination is shown.
-struct Shown {
-    calls: IntGauge,
-    breaker: IntGauge,
-}
-
-/// The destination takes no call before this time: its breaker is open, or its rates are used up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The destination takes no call before this time: its breaker is open, it asked to be left alone, or its rates are used
+/// up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Outage {
     /// When it may be called again.
     pub until: Instant,
@@ -106,36 +91,48 @@ pub struct Outage {
 /// The right to have one call in flight, until dropped.
 #[derive(Debug)]
 pub struct Permit {
-    _held: Option<OwnedSemaphorePermit>,
-    rate: Option<RatePass>,
+    limits: Option<Passed>,
     destination: Arc<Destination>,
     pass: Option<Pass>,
     _in_flight: Option<InFlight>,
 }
 
+/// A place among the calls in flight, and one in each window of the rates.
+#[derive(Debug)]
+struct Passed {
+    connection: LimitPass,
+    rate: Option<LimitPass>,
+}
+
+impl Passed {
+    /// The call is not made after all.
+    fn give_back(self) {
+        self.connection.give_back();
+        if let Some(rate) = self.rate {
+            rate.give_back();
+        }
+    }
+}
+
 impl Permit {
-    fn new(
-        held: Option<OwnedSemaphorePermit>,
-        rate: Option<RatePass>,
-        destination: &Arc<Destination>,
-        pass: Option<Pass>,
-    ) -> Self {
-        let in_flight = destination.shown.get().map(|shown| InFlight::enter(&shown.calls));
-        Self { _held: held, rate, destination: Arc::clone(destination), pass, _in_flight: in_flight }
+    fn new(limits: Passed, destination: &Arc<Destination>, pass: Option<Pass>) -> Self {
+        let in_flight = destination.calls.get().map(InFlight::enter);
+        Self { limits: Some(limits), destination: Arc::clone(destination), pass, _in_flight: in_flight }
     }
 
     /// The call is not made after all.
     pub(crate) fn unused(mut self) {
-        if let Some(rate) = self.rate.take() {
-            rate.give_back();
+        if let Some(limits) = self.limits.take() {
+            limits.give_back();
         }
     }
 
-    /// Tells the breaker how the call ended. Returns when to try again when it was a probe that found the
+    /// Tells the destination how the call ended. Returns when to try again when it was a probe that found the
     /// destination still down.
     pub fn note(&mut self, attempt: &Attempt) -> Option<Outage> {
+        self.destination.availability.heed(attempt);
         let pass = self.pass.take()?;
-        let outage = self.destination.note(pass, sign(attempt))?;
+        let outage = self.destination.availability.note(pass, sign(attempt))?;
         pass.is_probe.then_some(outage)
     }
 }
@@ -143,7 +140,7 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(pass) = self.pass.take() {
-            self.destination.note(pass, Sign::Nothing);
+            self.destination.availability.note(pass, Sign::Nothing);
         }
     }
 }
@@ -151,176 +148,65 @@ impl Drop for Permit {
 impl Destination {
     fn new(name: &str, spec: &DestinationSpec) -> Arc<Self> {
         Arc::new(Self {
-            name: name.to_owned(),
-            max_connections: spec.max_connections,
-            permits: Arc::new(Semaphore::new(spec.max_connections as usize)),
-            rates: (!spec.rates.is_empty()).then(|| RateGate::new(name, spec.rates.clone(), spec.rate_floor)),
-            breaker: spec.breaker.map(|spec| Mutex::new(Breaker::new(spec))),
-            state: watch::Sender::new(State::Closed),
-            shown: OnceLock::new(),
-            findings: OnceLock::new(),
+            connections: LimitGate::of_connections(name, spec.max_connections),
+            rates: (!spec.rates.is_empty())
+                .then(|| LimitGate::of_rates(name, spec.rates.clone(), spec.rate_floor)),
+            availability: Availability::new(name, spec),
+            calls: OnceLock::new(),
         })
     }
 
-    /// Waits until fewer than `max_connections` calls of this process are in flight, first come, first served, until
-    /// the rates let one more through, and while another call probes. An error as soon as the breaker is open, also
-    /// while waiting, and when the rates let none through for a while.
+    /// Waits until the rates let one more call through, until fewer calls are in flight than this process may have, while
+    /// the destination is left alone, and while another call probes. First come, first served. An error as soon as no
+    /// call is made for a while, also while waiting, and when the rates let none through for a while.
     pub(super) async fn permit(self: &Arc<Self>) -> Result<Permit, Outage> {
-        let mut states = self.state.subscribe();
+        let mut changes = self.availability.changes();
         loop {
-            let (held, rate) = tokio::select! {
+            let limits = tokio::select! {
                 biased;
-                outage = outage(&mut states) => return Err(outage),
+                outage = changes.outage() => return Err(outage),
                 passed = self.pass_limits() => passed?,
             };
-            states.borrow_and_update();
-            let refused = match self.admit() {
-                Some(Admission::Call(pass)) => return Ok(Permit::new(held, rate, self, Some(pass))),
-                None => return Ok(Permit::new(held, rate, self, None)),
-                Some(Admission::NotBefore(until)) => Some(Outage { until }),
-                Some(Admission::Probing) => None,
+            changes.see();
+            let refused = match self.availability.admit() {
+                Admitted::Call(pass) => return Ok(Permit::new(limits, self, pass)),
+                refused => refused,
             };
-            if let Some(rate) = rate {
-                rate.give_back();
+            limits.give_back();
+            match refused {
+                Admitted::NotBefore(until) => return Err(Outage { until }),
+                Admitted::Probing => changes.next().await,
+                // Waited for above.
+                Admitted::Call(_) | Admitted::Paused => {}
             }
-            if let Some(outage) = refused {
-                return Err(outage);
-            }
-            drop(held);
-            // Fails only when the sender is gone, and that is ours.
-            let _ = states.changed().await;
         }
     }
 
-    async fn pass_limits(&self) -> Result<(Option<OwnedSemaphorePermit>, Option<RatePass>), Outage> {
-        // The semaphore is never closed, so this is never None.
-        let held = self.permits.clone().acquire_owned().await.ok();
+    async fn pass_limits(&self) -> Result<Passed, Outage> {
+        self.availability.unpaused().await;
+        // In this order: what waits for a rate must not keep others from the destination.
         let rate = match &self.rates {
             Some(gate) => Some(gate.pass().await?),
             None => None,
         };
-        Ok((held, rate))
+        Ok(Passed { connection: self.connections.pass().await?, rate })
     }
 
-    /// Until when no call is made, if the breaker is open now.
-    pub(crate) fn outage_now(&self) -> Option<Outage> {
-        outage_of(&self.state.borrow())
+    /// Whether it may be called at the moment.
+    pub(crate) fn availability(&self) -> &Availability {
+        &self.availability
     }
 
-    /// Waits until the breaker is open.
-    pub(crate) async fn outage(&self) -> Outage {
-        outage(&mut self.state.subscribe()).await
+    /// The gates of its limits.
+    pub(crate) fn gates(&self) -> impl Iterator<Item = &Arc<LimitGate>> {
+        std::iter::once(&self.connections).chain(&self.rates)
     }
 
-    /// Whether calls flow.
-    pub(crate) fn is_closed(&self) -> bool {
-        *self.state.borrow() == State::Closed
-    }
-
-    /// Waits until the breaker is closed.
-    pub(crate) async fn closed(&self) {
-        // Fails only when the sender is gone, and that is ours.
-        let _ = self.state.subscribe().wait_for(|state| *state == State::Closed).await;
-    }
-
-    fn admit(&self) -> Option<Admission> {
-        let mut breaker = self.breaker.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
-        let admission = breaker.admit(Instant::now());
-        self.tell(breaker.state());
-        Some(admission)
-    }
-
-    fn note(&self, pass: Pass, sign: Sign) -> Option<Outage> {
-        let mut breaker = self.breaker.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
-        let (before, now) = (breaker.state(), Instant::now());
-        breaker.note(pass, sign, now);
-        let state = breaker.state();
-        if state != before {
-            self.find(state, now);
-        }
-        self.tell(state);
-        if pass.is_probe {
-            // A probe that showed nothing leaves the state as it is, and the next one may go.
-            self.state.send_modify(|_| {});
-        }
-        self.outage_now()
-    }
-
-    /// What the fleet says of this destination. The process named to probe goes by what it sees itself.
-    pub(crate) fn hear(&self, outage: &control::Outage, this_process: &ProcessId) {
-        let Some(breaker) = &self.breaker else { return };
-        let mut breaker = breaker.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        match (outage.down_ms, &outage.prober) {
-            (Some(_), Some(prober)) if prober == this_process => return,
-            (Some(down_ms), prober) => {
-                let ahead = if prober.is_some() { PROBER_AHEAD } else { Duration::ZERO };
-                breaker.others_say_down(now + Duration::from_millis(down_ms) + ahead);
-            }
-            (None, _) => breaker.others_say_up(now),
-        }
-        self.tell(breaker.state());
-    }
-
-    /// Tells the fleet of a change this process saw by itself.
-    fn find(&self, state: State, now: Instant) {
-        let down = match state {
-            State::Open(until) => Some(until.saturating_duration_since(now)),
-            State::Closed => None,
-            State::HalfOpen => return,
-        };
-        if let Some(findings) = self.findings.get() {
-            // Whoever was to be told may be gone.
-            let _ = findings.send((self.name.clone(), down));
-        }
-    }
-
-    /// The gate of its rates, if it has some.
-    pub(crate) fn rates(&self) -> Option<&Arc<RateGate>> {
-        self.rates.as_ref()
-    }
-
-    /// Passes a change on. Called under the breaker's lock, so that changes come in their order.
-    fn tell(&self, state: State) {
-        let changed = self.state.send_if_modified(|known| std::mem::replace(known, state) != state);
-        if !changed {
-            return;
-        }
-        let (word, number) = match state {
-            State::Closed => ("closed", 0),
-            State::HalfOpen => ("half-open", 1),
-            State::Open(_) => ("open", 2),
-        };
-        if let Some(shown) = self.shown.get() {
-            shown.breaker.set(number);
-        }
-        if let State::Open(until) = state {
-            let seconds = until.saturating_duration_since(Instant::now()).as_secs_f64().round();
-            tracing::warn!(
-                destination = self.name,
-                probe_in_seconds = seconds,
-                "breaker {word}: no calls are made"
-            );
-        } else {
-            tracing::info!(destination = self.name, "breaker {word}");
-        }
-    }
-}
-
-fn outage_of(state: &State) -> Option<Outage> {
-    match *state {
-        State::Open(until) if until > Instant::now() => Some(Outage { until }),
-        _ => None,
-    }
-}
-
-async fn outage(states: &mut watch::Receiver<State>) -> Outage {
-    loop {
-        if let Some(outage) = outage_of(&states.borrow_and_update()) {
-            return outage;
-        }
-        if states.changed().await.is_err() {
-            std::future::pending::<()>().await;
+    /// The gate of one of its limits, if it has that.
+    pub(crate) fn gate(&self, scope: &Scope) -> Option<&Arc<LimitGate>> {
+        match scope {
+            Scope::Connections => Some(&self.connections),
+            Scope::Rates => self.rates.as_ref(),
         }
     }
 }
@@ -352,7 +238,7 @@ fn sign(attempt: &Attempt) -> Sign {
 
 impl fmt::Debug for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Destination({} of {} free)", self.permits.available_permits(), self.max_connections)
+        write!(f, "Destination({:?})", self.connections)
     }
 }
 

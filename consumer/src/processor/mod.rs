@@ -5,21 +5,24 @@
 //!
 //! 1. [`Stage::decide`]: does the item end here without a call (`when`, `skip_when`)?
 //! 2. [`Stage::permit`]: wait for one of the destination's connections. This wait is no part of the attempt:
-//!    it is not timed and counts nothing. While the destination's breaker is open there is no permit.
+//!    it is not timed and counts nothing. While the destination's breaker is open, and as long as the destination
+//!    has asked to be left alone, there is no permit.
 //! 3. [`Processor::process`], under the stage's timeout, with panics caught, the permit held.
 
+mod availability;
 mod command;
 mod conditions;
 mod destination;
 mod echo;
+mod gate;
 mod http;
 mod jq;
 mod output;
-mod rates;
 mod rendering;
 
 pub(crate) use destination::{Destination, seen};
 pub use destination::{Destinations, Outage, Permit};
+pub(crate) use gate::LimitGate;
 
 use std::fmt;
 use std::sync::Arc;
@@ -265,6 +268,11 @@ impl Stage {
         })
     }
 
+    /// The same, with another processor.
+    pub(crate) fn doing(self, processor: Arc<dyn Processor>) -> Self {
+        Self { processor, ..self }
+    }
+
     /// The same, calling a destination.
     #[cfg(test)]
     pub(crate) fn calling(self, destination: &str, destinations: &Destinations) -> Self {
@@ -297,16 +305,16 @@ impl Stage {
         self.destination.as_ref()
     }
 
-    /// Until when no call is made, if the destination's breaker is open now.
+    /// Until when no call is made, if the destination's breaker is open now, or it is left alone for a while.
     pub(crate) fn outage_now(&self) -> Option<Outage> {
-        self.destination.as_ref()?.outage_now()
+        self.destination.as_ref()?.availability().outage_now()
     }
 
-    /// Waits until the destination's breaker is open; for ever when the stage has no destination.
+    /// Waits until that is so; for ever when the stage has no destination.
     pub(crate) async fn outage(&self) -> Outage {
         match &self.destination {
             None => std::future::pending().await,
-            Some(destination) => destination.outage().await,
+            Some(destination) => destination.availability().outage().await,
         }
     }
 

@@ -157,6 +157,7 @@ async fn a_destination_has_as_many_permits_as_the_smallest_limit_any_job_gives_i
                 max_connections: connections,
                 rates: Vec::new(),
                 rate_floor: None,
+                throttle: windrow_common::job::ThrottleScope::Destination,
                 breaker: None,
             },
         );
@@ -202,6 +203,36 @@ async fn stages_that_share_a_destination_share_its_breaker_and_its_calls_are_sho
         assert!(stage.permit().await.is_err(), "a failure of each has opened the breaker of both");
     }
     assert!(stage("shop").permit().await.is_ok(), "another destination has a breaker of its own");
+}
+
+#[tokio::test]
+async fn a_refused_call_pauses_its_destination_unless_it_concerns_its_item_alone() {
+    use windrow_common::job::Job;
+
+    let text = "name = 'j'\n[source]\ntype = 'json'\npath = '-'\n[[stage]]\ntype = 'echo'\n\
+                [destination.crm]\n[destination.shop]\nthrottle = 'item'\n";
+    let job = Job::parse(std::path::Path::new("j.toml"), text).unwrap();
+    let destinations = Destinations::of_jobs([&job]);
+    let stage = |destination: &str| {
+        let spec = StageSpec { destination: Some(destination.to_owned()), ..jq(".") };
+        Stage::build(&spec, &destinations, &env).unwrap()
+    };
+    let refuse = async |stage: &Stage, after: Duration| {
+        let error = ItemError { class: "http_status".into(), message: String::new(), status: Some(429) };
+        let mut permit = stage.permit().await.unwrap().unwrap();
+        permit.note(&Attempt::Throttled { error, after: Some(after) });
+    };
+    let (crm, shop) = (stage("crm"), stage("shop"));
+    let began = std::time::Instant::now();
+    let pause = Duration::from_millis(300);
+    refuse(&crm, pause).await;
+    drop(crm.permit().await.unwrap());
+    assert!(began.elapsed() >= pause, "a short pause is waited for here");
+    refuse(&crm, Duration::from_secs(60)).await;
+    let outage = crm.permit().await.unwrap_err();
+    assert!(outage.until > began + Duration::from_secs(59), "a long one elsewhere");
+    refuse(&shop, Duration::from_secs(60)).await;
+    assert!(shop.permit().await.is_ok(), "another item is not concerned");
 }
 
 #[tokio::test]

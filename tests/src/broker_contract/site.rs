@@ -1,15 +1,21 @@
 //! What each check of the contract stands on: a group of its own, and messages.
 
+use futures::FutureExt;
+
 use super::{
-    Arc, Broker, BrokerAddress, Bytes, Context, Delivery, Duration, Group, Headers, Instant, Message,
-    Outgoing, PATIENCE, ProcessId, Queue, Result, SILENCE, StageKey, Subscription, Target, bail, connect,
-    ensure,
+    Arc, BoxFuture, Broker, BrokerAddress, BrokerError, Bytes, Context, Delivery, Duration, Group, Headers,
+    Instant, Message, Outgoing, PATIENCE, ProcessId, Queue, Result, SILENCE, StageKey, Subscription, Target,
+    bail, connect, ensure,
 };
 
+/// Connects one more process of a group to a broker.
+pub type Connector =
+    Arc<dyn Fn(Group) -> BoxFuture<'static, Result<Arc<dyn Broker>, BrokerError>> + Send + Sync>;
+
 /// A broker, and a group nobody else uses.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Site {
-    pub(super) address: BrokerAddress,
+    connector: Connector,
     pub(super) group: Group,
     pub(super) stage: StageKey,
 }
@@ -17,14 +23,23 @@ pub struct Site {
 impl Site {
     /// A fresh group on the broker at `address`.
     pub fn new(address: &BrokerAddress) -> Result<Self> {
+        let address = address.clone();
+        Self::on(Arc::new(move |group| {
+            let address = address.clone();
+            async move { connect(&address, &group).await }.boxed()
+        }))
+    }
+
+    /// A fresh group on the broker this connects to.
+    pub fn on(connector: Connector) -> Result<Self> {
         let group = ProcessId::generate().as_str().parse()?;
         let stage = StageKey { job: "contacts.sync".parse()?, stage: "push".parse()? };
-        Ok(Self { address: address.clone(), group, stage })
+        Ok(Self { connector, group, stage })
     }
 
     /// One more process of the group.
     pub async fn connect(&self) -> Result<Arc<dyn Broker>> {
-        Ok(connect(&self.address, &self.group).await?)
+        Ok((self.connector)(self.group.clone()).await?)
     }
 
     /// The group.

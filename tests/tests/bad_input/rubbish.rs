@@ -19,8 +19,12 @@ const ITEMS: u64 = 2_000;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Queues that somebody reads; from each of them rubbish goes to the parking queue.
-const READ: [&str; 3] =
-    ["windrow.v1.work.main.unkind.call", "windrow.v1.due.main.unkind.call", "windrow.v1.completion.main"];
+const READ: [&str; 4] = [
+    "windrow.v1.work.main.unkind.call",
+    "windrow.v1.due.main.unkind.call",
+    "windrow.v1.alone.main.unkind.call",
+    "windrow.v1.completion.main",
+];
 
 /// Where rubbish stays, or is passed over.
 const UNREAD: [&str; 2] = ["windrow.v1.held.main.unkind.call", "windrow.v1.parking.main"];

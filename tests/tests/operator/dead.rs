@@ -20,6 +20,7 @@ use windrow_tests::account::{check_balance, check_sink, report};
 use windrow_tests::broker_contract::until_ready;
 use windrow_tests::desk::{Desk, Said, json_lines};
 use windrow_tests::fleet::Fleet;
+use windrow_tests::metrics::Metrics;
 use windrow_tests::process::wait_until;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -46,7 +47,8 @@ pub(super) async fn dead_letters_on(uri: &str, wear: Wear) {
     // Its collector dies with the chunk's end in the ledger and the chunk not yet parked.
     let mut crashed = fleet.collector(Some("collector.settling"));
     assert!(!crashed.wait(PATIENCE).success());
-    let _running = fleet.start();
+    let _collector = fleet.collector(None);
+    let consumer = fleet.watched_consumer(0);
     scene.rubbish().await;
     let ended = fleet.run_folder("worn").join("report.json");
     wait_until("the run ends", PATIENCE, || {
@@ -59,7 +61,7 @@ pub(super) async fn dead_letters_on(uri: &str, wear: Wear) {
     assert_eq!(check_sink(&fleet.data().join("out.jsonl"), 30, true)["failed"], 20);
     until_ready(scene.broker.as_ref(), &Queue::Parking, 5).await.unwrap();
     scene.looking_changes_nothing();
-    scene.sending_back(&fleet.run_folder("worn")).await;
+    scene.sending_back(&fleet.run_folder("worn"), Metrics::of(&consumer)).await;
     scene.dropping();
 }
 
@@ -154,6 +156,8 @@ impl Scene {
             not_before: None,
             expires: None,
             resent: false,
+            alone: false,
+            returns: 0,
             id_field: None,
             traceparent: None,
         };
@@ -198,7 +202,7 @@ impl Scene {
         }
     }
 
-    async fn sending_back(&self, run: &Path) {
+    async fn sending_back(&self, run: &Path, consumer: Metrics) {
         let before = report(run);
         let letters = self.list();
         let id_of = |text: &str| {
@@ -217,7 +221,12 @@ impl Scene {
         let said = self.dead(&["replay", id_of("too often")]).ended(0, &["10 items ended as failed"]);
         assert!(said.out.contains("sent back: 1 dead letter"), "{said}");
         assert_eq!(self.list().len(), 4);
-        until_ready(self.broker.as_ref(), &self.work(), 0).await.unwrap();
+        wait_until("the chunk has asked, and is let go of", PATIENCE, || {
+            let settled = consumer.sum("windrow_chunks_settled_total");
+            consumer.sum("windrow_questions_answered_total") >= 1.0
+                && settled >= consumer.sum("windrow_chunks_received_total")
+        });
+        until_ready(self.broker.as_ref(), &Queue::Completion, 0).await.unwrap();
         assert_eq!(report(run), before);
         self.dead(&["replay", "d00000000000"]).ended(1, &["d00000000000 is not among 4 dead letters"]);
     }

@@ -10,8 +10,8 @@ const JOB: &str = "name = \"checked\"\n[source]\ntype = \"jsonl\"\npath = \"item
                    [[stage]]\nname = \"call\"\ntype = \"echo\"\n";
 
 /// Per group: 3 exchanges, the completion and the parking queue; shared: `due`, `stray`, 20 levels of each an
-/// exchange and a queue; of the one stage: work, due and held.
-const ALL: usize = 3 + 2 + 2 + 40 + 3;
+/// exchange and a queue; of the one stage: work, due, held and alone.
+const ALL: usize = 3 + 2 + 2 + 40 + 4;
 
 pub(super) async fn what_differs_is_told_and_nothing_is_changed(server: &RabbitMqServer) {
     let desk = Desk::new(JOB);

@@ -117,6 +117,16 @@ async fn who_goes_on_claiming_is_there_and_its_claims_hold() {
 }
 
 #[tokio::test]
+async fn a_claim_that_is_given_up_before_it_is_answered_is_nobodys() {
+    let mut world = World::new(INPUT, "").await;
+    let mut last = outcomes("r1", 0, "0", Outcome::Succeeded);
+    last.released = "1".parse().unwrap();
+    let effects = world.step(&[world.opened("r1"), claiming("a", 0, "0-2"), by("a", last)]).await;
+    assert_eq!(answered(&effects), ("2", String::new()));
+    assert_eq!(answered(&world.step(&[claiming("b", 0, "0-2")]).await), ("1", "2".into()));
+}
+
+#[tokio::test]
 async fn only_the_claimant_says_how_a_claimed_item_ended() {
     let mut world = World::new(INPUT, "").await;
     world.step(&[world.opened("r1"), claiming("a", 0, "2-3")]).await;

@@ -22,6 +22,8 @@ fn dead(world: &World, run: &str, ordinal: u64, hop: u32, items: &str) -> Messag
         not_before: None,
         expires: None,
         resent: false,
+        alone: false,
+        returns: 0,
         id_field: Some("n".into()),
         traceparent: None,
         items,

@@ -39,6 +39,7 @@ impl World {
         fs::create_dir_all(&data_dir).unwrap();
         let ledger = Box::new(SqliteLedger::open(&data_dir).unwrap());
         let options = Options {
+            is_alone: true,
             data_dir,
             ledger: LedgerPlace::DataDir,
             sink_base: SinkBase::JobFile,

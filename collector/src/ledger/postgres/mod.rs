@@ -149,11 +149,19 @@ impl Ledger for PostgresLedger {
         let limits = self.connection.rows(schema::LIMITS, &[]).await?;
         let limits = limits.iter().map(|row| Ok((row.get(0), crate::ledger::read_rates(row.get(1))?)));
         let limits = limits.collect::<Result<_, LedgerError>>()?;
-        let outages = self.connection.rows(schema::OUTAGES, &[]).await?;
-        let outages = outages.iter().map(|row| (row.get(0), uint(row.get(1)))).collect();
+        let kept_until = |rows: Vec<Row>| rows.iter().map(|row| (row.get(0), uint(row.get(1)))).collect();
+        let outages = kept_until(self.connection.rows(schema::OUTAGES, &[]).await?);
+        let pauses = kept_until(self.connection.rows(schema::PAUSES, &[]).await?);
         let claimed = self.connection.rows(schema::CLAIMED, &[]).await?;
-        let claimed = claimed.iter().map(read_key).collect::<Result<_, _>>()?;
-        Ok(OpenRuns { runs, next_key: next.first().map_or(1, |row| row.get(0)), limits, outages, claimed })
+        Ok(OpenRuns {
+            runs,
+            next_key: next.first().map_or(1, |row| row.get(0)),
+            limits,
+            outages,
+            claimed: claimed.iter().map(read_key).collect::<Result<_, _>>()?,
+            pauses,
+            is_first: self.epoch == 1,
+        })
     }
 
     async fn run(&mut self, run: &RunId) -> Result<Option<RunRecord>, LedgerError> {

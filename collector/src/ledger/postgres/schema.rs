@@ -52,6 +52,7 @@ CREATE TABLE IF NOT EXISTS spans (
 );
 CREATE TABLE IF NOT EXISTS limits (destination text PRIMARY KEY, rates text NOT NULL);
 CREATE TABLE IF NOT EXISTS outages (destination text PRIMARY KEY, until bigint NOT NULL);
+CREATE TABLE IF NOT EXISTS pauses (destination text PRIMARY KEY, until bigint NOT NULL);
 INSERT INTO meta VALUES (1, 1, 0, 0) ON CONFLICT DO NOTHING;
 ";
 
@@ -76,6 +77,13 @@ pub(super) const PUT_OUTAGES: &str = "INSERT INTO outages SELECT * FROM unnest($
      ON CONFLICT (destination) DO UPDATE SET until = excluded.until";
 
 pub(super) const DROP_OUTAGES: &str = "DELETE FROM outages WHERE destination = ANY($1::text[])";
+
+pub(super) const PAUSES: &str = "SELECT destination, until FROM pauses";
+
+pub(super) const PUT_PAUSES: &str = "INSERT INTO pauses SELECT * FROM unnest($1::text[], $2::bigint[]) \
+     ON CONFLICT (destination) DO UPDATE SET until = excluded.until";
+
+pub(super) const DROP_PAUSES: &str = "DELETE FROM pauses WHERE destination = ANY($1::text[])";
 
 pub(super) const NEXT_KEY: &str = "SELECT COALESCE(MAX(run), 0) + 1 FROM runs";
 

@@ -22,7 +22,8 @@ pub(super) async fn changes(
     pieces(transaction, changes).await?;
     spans(transaction, changes).await?;
     limits(transaction, changes).await?;
-    outages(transaction, changes).await?;
+    keep_until(transaction, &changes.outages, schema::PUT_OUTAGES, schema::DROP_OUTAGES).await?;
+    keep_until(transaction, &changes.pauses, schema::PUT_PAUSES, schema::DROP_PAUSES).await?;
     rejects(transaction, changes).await
 }
 
@@ -148,14 +149,18 @@ async fn limits(transaction: &Transaction<'_>, changes: &Changes) -> Result<(), 
     put(transaction, schema::PUT_LIMITS, set.len(), &columns).await
 }
 
-async fn outages(transaction: &Transaction<'_>, changes: &Changes) -> Result<(), LedgerError> {
-    let over: Vec<&String> =
-        changes.outages.iter().filter(|(_, until)| until.is_none()).map(|(name, _)| name).collect();
-    put(transaction, schema::DROP_OUTAGES, over.len(), &[&over]).await?;
-    let down: Vec<(&String, i64)> =
-        changes.outages.iter().filter_map(|(name, until)| until.map(|until| (name, int(until)))).collect();
-    let columns: [Value<'_>; 2] = [&column(&down, |(name, _)| *name), &column(&down, |(_, until)| *until)];
-    put(transaction, schema::PUT_OUTAGES, down.len(), &columns).await
+async fn keep_until(
+    transaction: &Transaction<'_>,
+    kept: &[(String, Option<u64>)],
+    put_statement: &'static str,
+    drop_statement: &'static str,
+) -> Result<(), LedgerError> {
+    let over: Vec<&String> = kept.iter().filter(|(_, until)| until.is_none()).map(|(name, _)| name).collect();
+    put(transaction, drop_statement, over.len(), &[&over]).await?;
+    let kept: Vec<(&String, i64)> =
+        kept.iter().filter_map(|(name, until)| until.map(|until| (name, int(until)))).collect();
+    let columns: [Value<'_>; 2] = [&column(&kept, |(name, _)| *name), &column(&kept, |(_, until)| *until)];
+    put(transaction, put_statement, kept.len(), &columns).await
 }
 
 async fn rejects(

@@ -115,16 +115,18 @@ impl Ledger for SqliteLedger {
             select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?;
         let limits = limits.into_iter().map(|(name, rates)| Ok((name, read_rates(&rates)?)));
         let limits = limits.collect::<Result<_, LedgerError>>()?;
-        let mut select = self.connection.prepare_cached(schema::OUTAGES)?;
-        let outages =
-            select.query_map([], |row| Ok((row.get(0)?, uint(row.get(1)?))))?.collect::<Result<_, _>>()?;
+        let kept_until = |statement| {
+            let mut select = self.connection.prepare_cached(statement)?;
+            select.query_map([], |row| Ok((row.get(0)?, uint(row.get(1)?))))?.collect::<Result<_, _>>()
+        };
+        let (outages, pauses) = (kept_until(schema::OUTAGES)?, kept_until(schema::PAUSES)?);
         let mut select = self.connection.prepare_cached(schema::CLAIMED)?;
         let key = |row: &Row<'_>| {
             let (run, stage, source) = (row.get(0)?, row.get(1)?, row.get(2)?);
             Ok(ChunkKey { run, stage, source, ordinal: uint(row.get(3)?) })
         };
         let claimed = select.query_map([], key)?.collect::<Result<_, _>>()?;
-        Ok(OpenRuns { runs, next_key, limits, outages, claimed })
+        Ok(OpenRuns { runs, next_key, limits, outages, claimed, pauses, is_first: self.epoch == 1 })
     }
 
     async fn run(&mut self, run: &RunId) -> Result<Option<RunRecord>, LedgerError> {

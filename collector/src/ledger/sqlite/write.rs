@@ -120,13 +120,20 @@ fn destinations(transaction: &Transaction<'_>, changes: &Changes) -> Result<(), 
             None => transaction.prepare_cached(schema::DROP_LIMIT)?.execute([destination])?,
         };
     }
-    for (destination, until) in &changes.outages {
+    keep_until(transaction, &changes.outages, schema::PUT_OUTAGE, schema::DROP_OUTAGE)?;
+    keep_until(transaction, &changes.pauses, schema::PUT_PAUSE, schema::DROP_PAUSE)
+}
+
+fn keep_until(
+    transaction: &Transaction<'_>,
+    kept: &[(String, Option<u64>)],
+    put: &str,
+    drop: &str,
+) -> Result<(), LedgerError> {
+    for (destination, until) in kept {
         match until {
-            Some(until) => {
-                let mut put = transaction.prepare_cached(schema::PUT_OUTAGE)?;
-                put.execute(params![destination, int(*until)])?
-            }
-            None => transaction.prepare_cached(schema::DROP_OUTAGE)?.execute([destination])?,
+            Some(until) => transaction.prepare_cached(put)?.execute(params![destination, int(*until)])?,
+            None => transaction.prepare_cached(drop)?.execute([destination])?,
         };
     }
     Ok(())

@@ -27,6 +27,7 @@ impl Store {
             Queue::Work(key) => format!("{group}/work/{key}"),
             Queue::Due(key) => format!("{group}/due/{key}"),
             Queue::Held(key) => format!("{group}/held/{key}"),
+            Queue::Alone(key) => format!("{group}/alone/{key}"),
             Queue::Completion => format!("{group}/completion"),
             Queue::Parking => format!("{group}/parking"),
             Queue::Process(id) => format!("{group}/process/{id}"),
@@ -64,6 +65,7 @@ impl Store {
             "work" => Some(Queue::Work(key)),
             "due" => Some(Queue::Due(key)),
             "held" => Some(Queue::Held(key)),
+            "alone" => Some(Queue::Alone(key)),
             _ => None,
         }
     }
@@ -79,7 +81,7 @@ impl Store {
             Queue::Completion => Some(self.ensure_queue(&Queue::Parking)?),
             _ => Some(self.ensure_queue(&Queue::Completion)?),
         };
-        let parking = parking.filter(|_| matches!(queue, Queue::Work(_) | Queue::Due(_)));
+        let parking = parking.filter(|_| matches!(queue, Queue::Work(_) | Queue::Due(_) | Queue::Alone(_)));
         let mut insert =
             self.connection.prepare_cached("INSERT INTO queues (name, parking) VALUES (?1, ?2)")?;
         let number = insert.insert((self.queue_name(queue), parking))?;

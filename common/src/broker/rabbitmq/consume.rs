@@ -96,13 +96,13 @@ impl Wish {
         let mut failures = 0;
         loop {
             let live = self.link.live().await.ok_or(BrokerError::Closed)?;
-            match self.open(live).await {
-                Ok(session) => return Ok(session),
-                Err(error) if declare::refusal(&error).is_some() => {
+            match declare::answered(self.open(live)).await {
+                Some(Ok(session)) => return Ok(session),
+                Some(Err(error)) if declare::refusal(&error).is_some() => {
                     let name = self.topology.queue(&self.queue, "*");
                     return Err(BrokerError::Refused(format!("cannot consume from `{name}`: {error}")));
                 }
-                Err(_) => failures += 1,
+                Some(Err(_)) | None => failures += 1,
             }
             tokio::time::sleep(backoff::pause(failures)).await;
         }
@@ -135,18 +135,17 @@ impl Wish {
         let mut failures = 0;
         loop {
             let live = self.link.live().await?;
-            match self.open(live).await {
-                Ok(session) => return Some(session),
-                Err(error) => {
-                    if declare::refusal(&error).is_some() {
-                        let queue = self.topology.queue(&self.queue, "*");
-                        tracing::warn!(queue, %error, "cannot consume; trying again");
-                        // Someone deleted the queue, or the broker's data; making it again is all we can do.
-                        let mut declarations = self.topology.base();
-                        declarations.extend(self.topology.of_queue(&self.queue));
-                        drop(declare::declare(&self.link, &declarations).await);
-                    }
+            match declare::answered(self.open(live)).await {
+                Some(Ok(session)) => return Some(session),
+                Some(Err(error)) if declare::refusal(&error).is_some() => {
+                    let queue = self.topology.queue(&self.queue, "*");
+                    tracing::warn!(queue, %error, "cannot consume; trying again");
+                    // Someone deleted the queue, or the broker's data; making it again is all we can do.
+                    let mut declarations = self.topology.base();
+                    declarations.extend(self.topology.of_queue(&self.queue));
+                    drop(declare::declare(&self.link, &declarations).await);
                 }
+                Some(Err(_)) | None => {}
             }
             failures += 1;
             tokio::time::sleep(backoff::pause(failures)).await;
@@ -204,7 +203,8 @@ impl Session {
                 () = wish.stop.cancelled(), if !stopping => {
                     stopping = true;
                     let tag = self.consumer.tag();
-                    drop(self.channel.basic_cancel(tag, BasicCancelOptions::default()).await);
+                    let cancelling = self.channel.basic_cancel(tag, BasicCancelOptions::default());
+                    drop(declare::answered(cancelling).await);
                 }
                 // Nothing is cancelled at the broker: a single active consumer's cancel would let the next one
                 // read on before it gets back what this one holds.

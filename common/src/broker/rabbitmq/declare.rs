@@ -14,12 +14,24 @@ use crate::broker::BrokerError;
 /// A connection that just failed gets a moment to be noticed before it is asked again.
 pub(super) const MOMENT: Duration = Duration::from_millis(50);
 
+/// A broker that is well answers within this time. One that does not may have lost what was asked, and is asked again.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What `asking` the broker leads to; None when it does not answer.
+pub(super) async fn answered<T>(asking: impl Future<Output = T>) -> Option<T> {
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, asking).await;
+    if answer.is_err() {
+        tracing::warn!(timeout = ?ANSWER_TIMEOUT, "the broker is connected and does not answer; asking again");
+    }
+    answer.ok()
+}
+
 /// Makes all of `declarations`, in order. Waits while there is no connection. What we may not make but
 /// is there already is fine.
 pub(super) async fn declare(link: &Link, declarations: &[Declaration]) -> Result<(), BrokerError> {
     loop {
         let live = link.live().await.ok_or(BrokerError::Closed)?;
-        if let Some(answer) = declare_on(&live, declarations).await {
+        if let Some(answer) = answered(declare_on(&live, declarations)).await.flatten() {
             return answer;
         }
         tokio::time::sleep(MOMENT).await;
@@ -55,7 +67,7 @@ async fn is_there(live: &Live, declaration: &Declaration) -> bool {
 pub(super) async fn depth(link: &Link, queue: &str) -> Result<u64, BrokerError> {
     loop {
         let live = link.live().await.ok_or(BrokerError::Closed)?;
-        if let Some(answer) = depth_on(&live, queue).await {
+        if let Some(answer) = answered(depth_on(&live, queue)).await.flatten() {
             return answer;
         }
         tokio::time::sleep(MOMENT).await;

@@ -17,10 +17,10 @@ use lapin::{Channel, Confirmation};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::backoff;
 use super::link::{Link, Live};
 use super::topology::Route;
 use super::wire;
+use super::{backoff, declare};
 use crate::envelope::Message;
 
 /// Messages sent and not confirmed. More buys nothing: the broker is busy with a few hundred.
@@ -112,7 +112,7 @@ impl Lane {
     async fn run(mut self) {
         let mut failures = 0;
         while let Some(live) = self.link.live().await {
-            let Ok(channel) = open(&live).await else {
+            let Some(Ok(channel)) = declare::answered(open(&live)).await else {
                 failures += 1;
                 tokio::time::sleep(backoff::pause(failures)).await;
                 continue;

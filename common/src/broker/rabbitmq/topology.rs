@@ -11,6 +11,7 @@
 //! | queue | `windrow.v1.work.G.J.T` | quorum | new chunks of stage `T` of job `J` |
 //! | queue | `windrow.v1.due.G.J.T` | quorum | chunks that come back |
 //! | queue | `windrow.v1.held.G.J.T` | quorum | chunks of paused runs |
+//! | queue | `windrow.v1.alone.G.J.T` | quorum | chunks that run with nothing else in their process |
 //! | queue | `windrow.v1.completion.G` | quorum, single active consumer | what the collector reads; also chunks that are dead |
 //! | queue | `windrow.v1.parking.G` | quorum | what nobody can handle |
 //! | queue | `windrow.v1.delay.S` | quorum, TTL `S` seconds | dead-letters at least once to `due`, key unchanged |
@@ -18,7 +19,7 @@
 //!
 //! A `.` within a name is written `~` here (no name has a `~`), so that `a.b` + `c` and `a` + `b.c` stay
 //! two things and a topic key has a word per name. Only the delay levels, `due` and `stray` are shared
-//! between groups. Work, due and held queues dead-letter after 50 returns to the completion queue, so that the
+//! between groups. Work, due, held and alone queues dead-letter after 50 returns to the completion queue, so that the
 //! collector ends the chunk's items, and the completion queue after 10,000 to the parking queue, at least once and
 //! through `group`. Nothing goes through the broker's default exchange, so rights can be given by name.
 
@@ -125,6 +126,7 @@ impl Topology {
             Queue::Work(key) => format!("windrow.v1.work.{}", self.stage(key)),
             Queue::Due(key) => format!("windrow.v1.due.{}", self.stage(key)),
             Queue::Held(key) => format!("windrow.v1.held.{}", self.stage(key)),
+            Queue::Alone(key) => format!("windrow.v1.alone.{}", self.stage(key)),
             Queue::Completion => self.completion(),
             Queue::Parking => self.parking(),
             Queue::Process(process) => {
@@ -144,6 +146,7 @@ impl Topology {
             "work" => Some(Queue::Work(key)),
             "due" => Some(Queue::Due(key)),
             "held" => Some(Queue::Held(key)),
+            "alone" => Some(Queue::Alone(key)),
             _ => None,
         }
     }
@@ -309,6 +312,7 @@ mod tests {
             Queue::Work(key("a.b", "c")),
             Queue::Due(key("a", "b.c")),
             Queue::Held(key("a", "b")),
+            Queue::Alone(key("a", "b")),
             Queue::Completion,
         ] {
             assert_eq!(topology.queue_named(&topology.queue(&queue, "")), Some(queue));
@@ -336,7 +340,7 @@ mod tests {
         let topology = topology("main");
         let mut all = topology.base();
         all.extend(delay_levels().into_iter().flatten());
-        for queue in [Queue::Work(key("j", "s")), Queue::Due(key("j", "s"))] {
+        for queue in [Queue::Work(key("j", "s")), Queue::Due(key("j", "s")), Queue::Alone(key("j", "s"))] {
             all.extend(topology.of_queue(&queue));
         }
         let mut queues = 0;
@@ -350,6 +354,6 @@ mod tests {
                 assert_eq!(get("x-overflow"), Some(&Argument::Text("reject-publish".into())));
             }
         }
-        assert_eq!(queues, 2 + LEVELS.len() + 2);
+        assert_eq!(queues, 2 + LEVELS.len() + 3);
     }
 }

@@ -88,12 +88,13 @@ fn short_string(text: &str) -> ShortString {
     ShortString::try_new(text).unwrap_or_default()
 }
 
-/// A message as it came, from anyone. What has no place in [`Message`] is dropped; nothing is refused here.
+/// A message as it came, from anyone. What has no place in [`Message`] is dropped, and so are the headers that brokers
+/// write (`x-...`): sent on, they would be taken for this broker's. Nothing is refused here.
 pub(super) fn message(properties: &BasicProperties, body: Vec<u8>) -> Message {
     let text = |value: &Option<ShortString>| value.as_ref().map(ToString::to_string).unwrap_or_default();
     let mut headers = Headers::new();
     if let Some(table) = properties.headers() {
-        for (name, value) in table {
+        for (name, value) in table.into_iter().filter(|(name, _)| !name.as_str().starts_with("x-")) {
             if let Some(value) = header_value(value) {
                 headers.set(name.as_str(), value);
             }
@@ -182,7 +183,7 @@ mod tests {
         assert_eq!(got.headers.get("b"), Some(&HeaderValue::Int(-2)));
         assert_eq!(got.headers.int("c"), Ok(u64::from(u32::MAX)));
         assert_eq!(got.headers.int("d"), Ok(1));
-        for absent in ["e", "f", "g"] {
+        for absent in ["e", "f", "g", "x-delivery-count"] {
             assert_eq!(got.headers.get(absent), None);
         }
         assert_eq!(delivery_count(&properties), 7);

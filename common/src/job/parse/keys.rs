@@ -73,8 +73,11 @@ pub(super) const RETRY: Keys = Keys {
     by_type: &[],
     later: &[],
 };
-pub(super) const DESTINATION: Keys =
-    Keys { common: &["max_connections", "rate", "rate_floor", "breaker"], by_type: &[], later: &[] };
+pub(super) const DESTINATION: Keys = Keys {
+    common: &["max_connections", "rate", "rate_floor", "throttle", "breaker"],
+    by_type: &[],
+    later: &[],
+};
 pub(super) const BREAKER: Keys = Keys {
     common: &["failures", "failure_rate", "window", "minimum_calls", "slow_call", "open", "probe_interval"],
     by_type: &[],

@@ -21,7 +21,7 @@ use toml::de::DeTable;
 
 use self::keys::NO_TYPE;
 use self::section::{Faults, Section};
-use super::{ChunkSpec, DestinationSpec, Job, Problem, Problems, Tolerance, hash};
+use super::{ChunkSpec, DestinationSpec, Job, Problem, Problems, ThrottleScope, Tolerance, hash};
 
 /// A job file larger than this is refused: it is no job file.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -109,6 +109,9 @@ fn read_chunk(root: &Section<'_>) -> ChunkSpec {
     }
 }
 
+const THROTTLES: [(&str, ThrottleScope); 2] =
+    [("destination", ThrottleScope::Destination), ("item", ThrottleScope::Item)];
+
 fn read_destinations(root: &Section<'_>) -> BTreeMap<String, DestinationSpec> {
     let mut destinations = BTreeMap::new();
     let Some(section) = root.table("destination", "[destination]".to_owned()) else {
@@ -126,10 +129,10 @@ fn read_destinations(root: &Section<'_>) -> BTreeMap<String, DestinationSpec> {
         destination.refuse_unknown_keys(&keys::DESTINATION, &NO_TYPE);
         let max_connections = destination.small_integer("max_connections", 1..=100_000).unwrap_or(10);
         let (rates, rate_floor) = rate::read(&destination);
-        destinations.insert(
-            name.text.to_owned(),
-            DestinationSpec { max_connections, rates, rate_floor, breaker: breaker::read(&destination) },
-        );
+        let throttle = destination.choice("throttle", &THROTTLES).unwrap_or(ThrottleScope::Destination);
+        let breaker = breaker::read(&destination);
+        let spec = DestinationSpec { max_connections, rates, rate_floor, throttle, breaker };
+        destinations.insert(name.text.to_owned(), spec);
     }
     destinations
 }

@@ -2,9 +2,8 @@
 //! destination is down, and every item that had not begun when the run was paused. So neither an outage nor a pause keeps
 //! an item here for the sake of slow calls that have not ended (law 5).
 
-use std::time::Instant;
-
 use windrow_common::broker::{BrokerError, Outgoing, Queue, Target};
+use windrow_common::clock;
 use windrow_common::envelope::chunk::KIND;
 use windrow_common::ranges::Ranges;
 
@@ -77,7 +76,7 @@ impl<'a> ChunkRun<'a> {
             return Vec::new();
         }
         let items: Vec<SentOn> = left.iter().filter_map(|position| sent_on(&self.slots[*position])).collect();
-        let now = Instant::now();
+        let now = clock::now();
         for (position, item) in left.iter().zip(&items) {
             self.slots[*position].standing = Standing::Leaving(item.due.unwrap_or(now));
         }

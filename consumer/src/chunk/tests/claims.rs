@@ -78,13 +78,31 @@ impl Bench {
                 other => panic!("{other:?}"),
             };
             let answer = answer.map(|((run, claimed), question)| {
-                let answer = Answer { token: question.token, run_items: run.to_string(), claimed };
+                let (token, run_items) = (question.token, run.to_string());
+                let answer = Answer { token, run_items, busy_items: String::new(), claimed };
                 let message = Control::Answer(answer).to_message();
                 Outgoing { target: Target::Process(question.reply_to), message }
             });
             self.broker.settle(delivery, answer.into_iter().collect()).await.unwrap();
         }
     }
+}
+
+#[tokio::test]
+async fn what_came_back_too_often_is_not_taken_apart_while_somebody_has_claimed_items_of_it() {
+    let mut bench = Bench::new(ONCE, |item| succeeded(&item)).await;
+    bench.publish(&ChunkHeader { hop: 2, returns: 3, ..header(3) }).await;
+    let one: Ranges = "1".parse().unwrap();
+    let said =
+        bench.handle_asking(|question| (question.items.filter(|index| index != 1), Some(one.clone()))).await;
+    assert_eq!((said.ends.len(), said.handed_over.len()), (0, 0), "all of it waits");
+    // The claim has run out.
+    let said = bench
+        .handle_asking(|question| (question.items.filter(|index| index != 1), Some(Ranges::new())))
+        .await;
+    assert_eq!((said.ends.len(), said.handed_over), (0, [0, 2].into()));
+    let depth = bench.broker.depth(&Queue::Alone(bench.intake.key.clone())).await.unwrap();
+    assert_eq!(depth.ready, 1);
 }
 
 #[tokio::test]

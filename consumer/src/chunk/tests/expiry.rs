@@ -40,19 +40,8 @@ async fn a_retry_is_not_waited_for_beyond_an_items_time_and_never_made_after_it(
     .await;
     bench.handle(&short_lived(3)).await;
     assert_eq!(bench.outcomes().await.handed_over.to_string(), "0-2");
-    let delivery = bench.work.next().await.unwrap();
-    let answering = async {
-        let asked = bench.completions.next().await.unwrap();
-        let Completion::Question(question) = Completion::from_message(&asked.message).unwrap() else {
-            panic!("a copy asks, though its time has run out");
-        };
-        let answer =
-            Control::Answer(Answer { token: question.token, run_items: "0,2".into(), claimed: None });
-        let target = Target::Process(question.reply_to);
-        let message = answer.to_message();
-        bench.broker.settle(asked, vec![Outgoing { target, message }]).await.unwrap();
-    };
-    tokio::join!(handle(&bench.intake, delivery), answering);
+    // A copy asks, though its time has run out.
+    bench.handle_copy("0,2").await;
     let outcomes = bench.outcomes().await;
     assert_eq!(
         (outcomes.items.to_string(), outcomes.outcomes.to_string()),

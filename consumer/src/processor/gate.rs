@@ -1,18 +1,20 @@
-//! A destination's rates as one consumer may use them: the permits the collector has lent it (law 8).
+//! A limit of a destination as one consumer may use it: the permits the collector has lent it (law 8). One gate is for
+//! calls in flight, another for rates.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
-use windrow_common::envelope::control::{Demand, Has, LEASE, Lease};
+use windrow_common::clock;
+use windrow_common::envelope::control::{Demand, Has, LEASE, Lease, Scope};
 use windrow_common::ids::ProcessId;
 use windrow_common::resilience::rate::{Permits, Rate};
 
 use super::Outage;
 
 /// A call that has to wait for longer than this for its permit waits in the broker, not in a slot (law 5).
-const LONGEST_WAIT: Duration = Duration::from_secs(2);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
 /// It is put aside for at most so long at a time: another consumer may give up permits meanwhile.
 const LONGEST_ASIDE: Duration = Duration::from_secs(60);
@@ -23,13 +25,22 @@ const EAGER_INTERVAL: Duration = Duration::from_millis(100);
 /// ... and this far otherwise.
 const CALM_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The gate of a destination that has rates.
+/// Without a collector a rate's floor may be used once none has been heard of for this long beyond the last lease ...
+const RATE_FLOOR_AFTER: Duration = LEASE;
+
+/// ... and each consumer keeps `max_connections` by itself after this long: a collector that died is replaced by then.
+const CONNECTIONS_FLOOR_AFTER: Duration = Duration::from_secs(10);
+
+/// The gate of one limit of a destination.
 #[derive(Debug)]
-pub(crate) struct RateGate {
+pub(crate) struct LimitGate {
     destination: String,
+    scope: Scope,
     /// In the job files of this process.
     rates: Vec<Rate>,
     state: Mutex<State>,
+    /// Whose turn it is to wait for a permit: first come, first served.
+    turn: tokio::sync::Mutex<()>,
     /// Something a waiting call may be waiting for has changed.
     changed: Notify,
     waiting: AtomicU32,
@@ -43,10 +54,15 @@ struct State {
     /// Permits of the lease, and until when they may be used.
     lent: Vec<Share>,
     lent_until: Instant,
-    /// Permits for the time without a lease.
+    /// Permits for the time without a collector.
     floor: Option<Permits>,
+    floor_after: Duration,
+    /// When a collector was last heard of, or looked for; None while this process is in no fleet.
+    heard_at: Option<Instant>,
     /// Calls begun since the latest demand.
     begun: u32,
+    /// The most calls in flight since then.
+    peak: u32,
 }
 
 /// What is lent of one rate.
@@ -60,23 +76,23 @@ struct Share {
 
 /// The right to make one call now, until dropped, which is the call's end.
 #[derive(Debug)]
-pub(crate) struct RatePass {
-    gate: Arc<RateGate>,
+pub(crate) struct LimitPass {
+    gate: Arc<LimitGate>,
     /// Of the lease; else of the floor.
     is_lent: bool,
     is_used: bool,
 }
 
-impl RatePass {
+impl LimitPass {
     /// The call is not made after all.
     pub(crate) fn give_back(mut self) {
         self.is_used = false;
     }
 }
 
-impl Drop for RatePass {
+impl Drop for LimitPass {
     fn drop(&mut self) {
-        let now = Instant::now();
+        let now = clock::now();
         let mut state = self.gate.state();
         let State { lent, floor, .. } = &mut *state;
         let lent = lent.iter_mut().map(|share| &mut share.permits).filter(|_| self.is_lent);
@@ -93,10 +109,26 @@ impl Drop for RatePass {
     }
 }
 
-impl RateGate {
-    /// The gate of a destination with these rates, at least one, and this floor.
-    pub(crate) fn new(destination: &str, rates: Vec<Rate>, floor: Option<Rate>) -> Arc<Self> {
-        let now = Instant::now();
+impl LimitGate {
+    /// The gate of a destination's rates, at least one, with this floor.
+    pub(crate) fn of_rates(destination: &str, rates: Vec<Rate>, floor: Option<Rate>) -> Arc<Self> {
+        Self::new(destination, Scope::Rates, rates, floor, RATE_FLOOR_AFTER)
+    }
+
+    /// The gate of so many calls in flight to a destination, which this process keeps by itself without a collector.
+    pub(crate) fn of_connections(destination: &str, most: u32) -> Arc<Self> {
+        let limit = Rate::at_once(most);
+        Self::new(destination, Scope::Connections, vec![limit], Some(limit), CONNECTIONS_FLOOR_AFTER)
+    }
+
+    fn new(
+        destination: &str,
+        scope: Scope,
+        rates: Vec<Rate>,
+        floor: Option<Rate>,
+        floor_after: Duration,
+    ) -> Arc<Self> {
+        let now = clock::now();
         let with_floor = |rate: Rate| {
             let mut permits = Permits::new(rate.window);
             permits.set_target(rate.calls, now);
@@ -108,12 +140,17 @@ impl RateGate {
             lent: Vec::new(),
             lent_until: now,
             floor: floor.map(with_floor),
+            floor_after,
+            heard_at: None,
             begun: 0,
+            peak: 0,
         };
         Arc::new(Self {
             destination: destination.to_owned(),
+            scope,
             rates,
             state: Mutex::new(state),
+            turn: tokio::sync::Mutex::new(()),
             changed: Notify::new(),
             waiting: AtomicU32::new(0),
         })
@@ -121,16 +158,17 @@ impl RateGate {
 
     /// Waits for the right to make a call. An error when it will not come within 2 s: until when to wait elsewhere, at
     /// most [`LONGEST_ASIDE`].
-    pub(crate) async fn pass(self: &Arc<Self>) -> Result<RatePass, Outage> {
+    pub(crate) async fn pass(self: &Arc<Self>) -> Result<LimitPass, Outage> {
         let _waiting = Waiting::enter(&self.waiting);
+        let _turn = self.turn.lock().await;
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let now = Instant::now();
+            let now = clock::now();
             let free_at = match self.state().take(now) {
                 Taken::Permit { is_lent } => {
-                    return Ok(RatePass { gate: Arc::clone(self), is_lent, is_used: true });
+                    return Ok(LimitPass { gate: Arc::clone(self), is_lent, is_used: true });
                 }
                 Taken::NotBefore(until) => until,
                 Taken::Elsewhere(until) => return Err(Outage { until }),
@@ -143,6 +181,11 @@ impl RateGate {
         }
     }
 
+    /// There is a collector at `now`, or one is looked for from now on: the floor is for when there is none.
+    pub(crate) fn hear_collector(&self, now: Instant) {
+        self.state().heard_at = Some(now);
+    }
+
     /// What to ask the collector for, if it is time.
     pub(crate) fn demand(&self, process: &ProcessId, now: Instant) -> Option<Demand> {
         let waiting = self.waiting.load(Ordering::Relaxed);
@@ -152,12 +195,23 @@ impl RateGate {
         if since.is_some_and(|since| since < interval) {
             return None;
         }
-        // As many calls as lately, twice over, in the time until the next lease, and those that wait.
-        let begun = std::mem::take(&mut state.begun);
-        let per_second = since.map_or(0.0, |since| f64::from(begun) / since.as_secs_f64().max(0.1));
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float saturates")]
-        let lately = (2.0 * per_second) as u32;
-        Some(self.ask(&mut state, process, waiting.saturating_add(lately).saturating_add(1), now))
+        let need = match self.scope {
+            Scope::Connections => self.connections_needed(&mut state, waiting, now)?,
+            Scope::Rates => calls_needed(&mut state, waiting, since),
+        };
+        Some(self.ask(&mut state, process, need, now))
+    }
+
+    /// As many calls in flight as lately and a quarter more, and those that wait; at first all it may have, since nothing
+    /// is known. None when nothing is to be said.
+    fn connections_needed(&self, state: &mut State, waiting: u32, now: Instant) -> Option<u32> {
+        let (held, busy) = state.connections(now);
+        let peak = std::mem::replace(&mut state.peak, busy);
+        if state.demanded_at.is_none() {
+            return self.rates.first().map(|limit| limit.calls);
+        }
+        let need = (peak + peak.div_ceil(4)).saturating_sub(busy).saturating_add(waiting);
+        (need > 0 || held > 0).then_some(need)
     }
 
     /// The last demand of a process that makes no more calls: it gives up everything but what cools.
@@ -171,6 +225,10 @@ impl RateGate {
     }
 
     fn ask(&self, state: &mut State, process: &ProcessId, need: u32, now: Instant) -> Demand {
+        if now >= state.lent_until {
+            // By now they may be lent to others.
+            state.lent.iter_mut().for_each(|share| share.permits.set_target(0, now));
+        }
         state.sequence += 1;
         state.demanded_at = Some(now);
         let has = |share: &Share| Has {
@@ -181,6 +239,7 @@ impl RateGate {
         Demand {
             process: process.clone(),
             destination: self.destination.clone(),
+            scope: self.scope.clone(),
             sequence: state.sequence,
             rates: self.rates.clone(),
             has: state.lent.iter().map(has).collect(),
@@ -248,15 +307,26 @@ impl State {
                     share.permits.take(now);
                 }
                 self.begun = self.begun.saturating_add(1);
+                self.peak = self.peak.max(self.lent.first().map_or(0, |share| share.permits.in_use()));
                 Taken::Permit { is_lent: true }
             }
             None => Taken::Unknown,
         }
     }
 
-    /// Without a lease: the floor, once what was lent last has cooled a while.
+    /// All permits lent of the connections, and those in use.
+    fn connections(&mut self, now: Instant) -> (u32, u32) {
+        let first = self.lent.first_mut();
+        first.map_or((0, 0), |share| {
+            // Settles what has been given up since.
+            share.permits.has_free(now);
+            (share.permits.held(), share.permits.in_use())
+        })
+    }
+
+    /// Without a lease: the floor, once no collector has been heard of for a while.
     fn take_floor(&mut self, now: Instant) -> Taken {
-        let from = self.lent_until + LEASE;
+        let from = self.heard_at.map_or(now, |heard_at| self.lent_until.max(heard_at) + self.floor_after);
         let Some(permits) = &mut self.floor else { return Taken::Unknown };
         if now < from {
             return Taken::NotBefore(from.min(now + LONGEST_WAIT));
@@ -266,6 +336,15 @@ impl State {
         }
         permits.next_free(now).map_or(Taken::Unknown, |at| Taken::NotBefore(at.min(now + LONGEST_WAIT)))
     }
+}
+
+/// As many calls as lately, twice over, in the time until the next lease, and those that wait.
+fn calls_needed(state: &mut State, waiting: u32, since: Option<Duration>) -> u32 {
+    let begun = std::mem::take(&mut state.begun);
+    let per_second = since.map_or(0.0, |since| f64::from(begun) / since.as_secs_f64().max(0.1));
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float saturates")]
+    let lately = (2.0 * per_second) as u32;
+    waiting.saturating_add(lately).saturating_add(1)
 }
 
 /// Counts a waiting call while it lives.
@@ -293,7 +372,7 @@ mod tests {
     const TEN: Rate = Rate { window: Duration::from_secs(1), calls: 10 };
     const TWO: Rate = Rate { window: Duration::from_secs(1), calls: 2 };
 
-    fn takes(gate: &RateGate, now: Instant) -> usize {
+    fn takes(gate: &LimitGate, now: Instant) -> usize {
         let mut state = gate.state();
         std::iter::repeat_with(|| state.take(now))
             .take_while(|taken| matches!(taken, Taken::Permit { .. }))
@@ -309,13 +388,13 @@ mod tests {
     }
 
     fn lease_of(sequence: u64, lent: Vec<Lent>) -> Lease {
-        Lease { destination: "d".to_owned(), sequence, lent }
+        Lease { destination: "d".to_owned(), scope: Scope::Rates, sequence, lent }
     }
 
     #[test]
     fn without_a_lease_no_call_is_made_and_after_one_none_either() {
         let now = Instant::now();
-        let gate = RateGate::new("d", vec![TEN], None);
+        let gate = LimitGate::of_rates("d", vec![TEN], None);
         assert_eq!(takes(&gate, now + 100 * LEASE), 0);
         let demand = gate.demand(&process(), now).unwrap();
         gate.lend(&lease(demand.sequence, 3), now);
@@ -326,7 +405,7 @@ mod tests {
     #[test]
     fn an_answer_to_an_older_demand_lends_nothing() {
         let now = Instant::now();
-        let gate = RateGate::new("d", vec![TEN], None);
+        let gate = LimitGate::of_rates("d", vec![TEN], None);
         let old = gate.demand(&process(), now).unwrap();
         gate.demand(&process(), now + CALM_INTERVAL).unwrap();
         gate.lend(&lease(old.sequence, 3), now + CALM_INTERVAL);
@@ -337,7 +416,7 @@ mod tests {
     /// between a demand and its answer.
     fn taken_after_a_late_answer(is_all: bool, now: Instant) -> Taken {
         let a_day = Rate { window: Duration::from_secs(86_400), calls: 1_000_000 };
-        let gate = RateGate::new("d", vec![TEN, a_day], None);
+        let gate = LimitGate::of_rates("d", vec![TEN, a_day], None);
         let lent = |rate| Lent { rate, permits: 1, is_all };
         for answered in [now, now + CALM_INTERVAL] {
             let demand = gate.demand(&process(), answered).unwrap();
@@ -365,10 +444,73 @@ mod tests {
     #[test]
     fn a_floor_may_be_used_once_the_last_lease_has_been_over_for_as_long_as_it_lasted() {
         let now = Instant::now();
-        let gate = RateGate::new("d", vec![TEN], Some(TWO));
+        let gate = LimitGate::of_rates("d", vec![TEN], Some(TWO));
+        gate.hear_collector(now);
         let demand = gate.demand(&process(), now).unwrap();
         gate.lend(&lease(demand.sequence, 0), now);
         assert_eq!(takes(&gate, now + LEASE), 0);
         assert_eq!(takes(&gate, now + 2 * LEASE), 2);
+    }
+
+    fn connections(sequence: u64, permits: u32) -> Lease {
+        let lent = vec![Lent { rate: Rate::at_once(10), permits, is_all: false }];
+        Lease { destination: "d".to_owned(), scope: Scope::Connections, sequence, lent }
+    }
+
+    #[test]
+    fn a_process_in_no_fleet_keeps_max_connections_by_itself_and_one_in_a_fleet_once_no_collector_is_heard_of()
+     {
+        let alone = LimitGate::of_connections("d", 10);
+        let now = Instant::now();
+        assert_eq!(takes(&alone, now), 10);
+        let gate = LimitGate::of_connections("d", 10);
+        gate.hear_collector(now);
+        assert_eq!(takes(&gate, now), 0, "no lease, no call");
+        let demand = gate.demand(&process(), now).unwrap();
+        assert_eq!(demand.need, 10, "at first all");
+        gate.lend(&connections(demand.sequence, 3), now);
+        assert_eq!(takes(&gate, now), 3);
+        let later = now + 20 * LEASE;
+        gate.hear_collector(later);
+        assert_eq!(takes(&gate, later + LEASE), 0, "there is a collector");
+        assert_eq!(takes(&gate, later + CONNECTIONS_FLOOR_AFTER), 10);
+    }
+
+    #[test]
+    fn connections_are_demanded_by_what_was_in_flight_and_what_waits_and_not_when_idle() {
+        let now = Instant::now();
+        let gate = LimitGate::of_connections("d", 10);
+        gate.hear_collector(now);
+        let demand = gate.demand(&process(), now).unwrap();
+        gate.lend(&connections(demand.sequence, 8), now);
+        assert_eq!(takes(&gate, now), 8);
+        let pass = || drop(LimitPass { gate: Arc::clone(&gate), is_lent: true, is_used: true });
+        (0..6).for_each(|_| pass());
+        let second = |number: u32| now + number * CALM_INTERVAL;
+        let demand = gate.demand(&process(), second(1)).unwrap();
+        assert_eq!((demand.has[0].held, demand.has[0].busy, demand.need), (8, 2, 8), "the peak was 8");
+        gate.lend(&connections(demand.sequence, 8), second(1));
+        (0..2).for_each(|_| pass());
+        let demand = gate.demand(&process(), second(2)).unwrap();
+        assert_eq!((demand.has[0].busy, demand.need), (0, 3));
+        gate.lend(&connections(demand.sequence, 2), second(2));
+        let demand = gate.demand(&process(), second(3)).unwrap();
+        assert_eq!((demand.has[0].held, demand.need), (2, 0));
+        gate.lend(&connections(demand.sequence, 0), second(3));
+        assert_eq!(gate.demand(&process(), second(4)), None);
+    }
+
+    #[test]
+    fn what_was_lent_is_not_claimed_after_its_lease_but_for_calls_in_flight() {
+        let now = Instant::now();
+        let gate = LimitGate::of_connections("d", 10);
+        gate.hear_collector(now);
+        let demand = gate.demand(&process(), now).unwrap();
+        gate.lend(&connections(demand.sequence, 8), now);
+        let mut state = gate.state();
+        assert!(matches!(state.take(now), Taken::Permit { .. }));
+        drop(state);
+        let demand = gate.demand(&process(), now + LEASE).unwrap();
+        assert_eq!((demand.has[0].held, demand.has[0].busy), (1, 1));
     }
 }
