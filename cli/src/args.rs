@@ -140,7 +140,8 @@ pub(crate) struct RetryArgs {
     /// The run, or the beginning of its name. It must have ended.
     #[arg(value_name = "RUN")]
     pub(crate) run: String,
-    /// Only items for which this jq filter is true; it sees what `windrow failures --json` prints.
+    /// Only items for which this jq filter is true; it sees what `windrow failures --json` prints. Items with an unknown
+    /// end are taken only when it names them: `.outcome == "unknown"`.
     #[arg(long = "where", value_name = "FILTER")]
     pub(crate) filter: Option<String>,
     /// The job file, corrected or not. Default: the one beside the data folder that has the job's name.

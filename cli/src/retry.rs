@@ -1,4 +1,4 @@
-//! `windrow retry`: items of an ended run that failed, or whose end is not known, as a run of their own.
+//! `windrow retry`: items of an ended run that failed or, when asked for, whose end is not known, as a run of their own.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 use windrow_collector::{FailureRow, Reader};
 use windrow_common::ids::{JobName, RunId, SourceName};
 use windrow_common::job::jq::JqFilter;
-use windrow_common::job::{Job, SinkSpec};
+use windrow_common::job::{Effect, Job, SinkSpec};
 use windrow_common::outcome::Outcome;
 use windrow_common::ranges::Ranges;
 use windrow_common::telemetry::logging::LogFormat;
 use windrow_producer::Retry;
 
 use crate::args::{RetryArgs, RunArgs};
+use crate::job_file::load;
+use crate::output::{counted, tell};
 use crate::run::summary::quoted_text;
 use crate::{Failure, run};
 
@@ -43,21 +45,23 @@ pub(crate) async fn retry(arguments: RetryArgs, log_format: LogFormat) -> Result
             report.state.as_str()
         )));
     }
-    let compile = |filter: &String| JqFilter::compile(filter);
-    let filter = arguments.filter.as_ref().map(compile).transpose();
-    let filter = filter.map_err(|error| Failure::usage(format!("--where: {error}")))?;
-    let items = select(&reader, &of, filter.as_ref())?;
-    drop(reader);
-    if items.is_empty() {
-        let what = if filter.is_some() { " for which --where is true" } else { "" };
-        return Err(Failure::from(format!(
-            "no item of run {of} failed or has an unknown end{what}; `windrow failures {of}` lists what did not succeed"
-        )));
-    }
     let job = match &arguments.job {
         Some(path) => path.clone(),
         None => beside(&data_dir, &report.job)?,
     };
+    let choice = Choice::new(arguments.filter.as_deref())?;
+    let selected = select(&reader, &of, &choice)?;
+    let mut items = selected.items;
+    if load(&job)?.stages.iter().any(|stage| stage.effect == Effect::AtMostOnce) {
+        leave_to_later_retries(&reader, &of, &report.root_run, &mut items)?;
+    }
+    drop(reader);
+    if items.values().all(Ranges::is_empty) {
+        return Err(nothing_to_run(&of, &choice, selected.unknown));
+    }
+    if selected.unknown > 0 {
+        tell(left_out(selected.unknown));
+    }
     let command = same_command(&arguments, &of);
     let again =
         Again { retry: Retry { of, items }, root_run: report.root_run, job: report.job.clone(), command };
@@ -100,32 +104,98 @@ fn beside_sink(path: &Path, of: &RunId) -> PathBuf {
     path.with_file_name(name)
 }
 
-fn select(
-    reader: &Reader,
-    run: &RunId,
-    filter: Option<&JqFilter>,
-) -> Result<BTreeMap<SourceName, Ranges>, Failure> {
-    let mut items: BTreeMap<SourceName, Ranges> = BTreeMap::new();
+/// Which items are run again.
+struct Choice {
+    filter: Option<JqFilter>,
+    /// Whether the filter speaks of items with an unknown end. They may have been done: they are run again only when asked
+    /// for by name.
+    names_unknown: bool,
+}
+
+/// What was chosen.
+#[derive(Default)]
+struct Selected {
+    items: BTreeMap<SourceName, Ranges>,
+    /// How many items with an unknown end were left out only because they were not asked for by name.
+    unknown: u64,
+}
+
+impl Choice {
+    fn new(filter: Option<&str>) -> Result<Self, Failure> {
+        let compiled = filter.map(JqFilter::compile).transpose();
+        Ok(Self {
+            filter: compiled.map_err(|error| Failure::usage(format!("--where: {error}")))?,
+            names_unknown: filter.is_some_and(|filter| filter.contains("\"unknown\"")),
+        })
+    }
+
+    fn takes(&self, row: &FailureRow) -> Result<bool, Failure> {
+        if !matches!(row.outcome, Outcome::Failed | Outcome::Unknown) {
+            return Ok(false);
+        }
+        let Some(filter) = &self.filter else { return Ok(true) };
+        let json = serde_json::to_vec(row)?;
+        filter.run_truthy(&json, None).map_err(|error| Failure::usage(format!("--where: {error}")))
+    }
+}
+
+fn select(reader: &Reader, run: &RunId, choice: &Choice) -> Result<Selected, Failure> {
+    let mut selected = Selected::default();
     let mut after: Option<(SourceName, u64)> = None;
     loop {
         let rows = reader.failures(run, after.as_ref().map(|(source, index)| (source, *index)), PAGE)?;
-        let Some(last) = rows.last() else { return Ok(items) };
+        let Some(last) = rows.last() else { return Ok(selected) };
         after = Some((last.source.clone(), last.index));
         for row in &rows {
-            if is_wanted(row, filter)? {
-                items.entry(row.source.clone()).or_default().push(row.index);
+            if !choice.takes(row)? {
+                continue;
+            }
+            if row.outcome == Outcome::Unknown && !choice.names_unknown {
+                selected.unknown += 1;
+            } else {
+                selected.items.entry(row.source.clone()).or_default().push(row.index);
             }
         }
     }
 }
 
-fn is_wanted(row: &FailureRow, filter: Option<&JqFilter>) -> Result<bool, Failure> {
-    if !matches!(row.outcome, Outcome::Failed | Outcome::Unknown) {
-        return Ok(false);
+/// Where the effect must not repeat: an item that a later run of the chain has run again, and ended, is that run's.
+fn leave_to_later_retries(
+    reader: &Reader,
+    of: &RunId,
+    root_run: &RunId,
+    items: &mut BTreeMap<SourceName, Ranges>,
+) -> Result<(), Failure> {
+    // Newest first.
+    let later = reader.runs()?.into_iter().take_while(|report| report.run != *of);
+    for report in later.filter(|report| report.root_run == *root_run && report.state.is_ended()) {
+        for (source, carried) in reader.carried(&report.run)? {
+            if let Some(items) = items.get_mut(&source) {
+                *items = items.filter(|index| !carried.contains(index));
+            }
+        }
     }
-    let Some(filter) = filter else { return Ok(true) };
-    let json = serde_json::to_vec(row)?;
-    filter.run_truthy(&json, None).map_err(|error| Failure::usage(format!("--where: {error}")))
+    Ok(())
+}
+
+fn nothing_to_run(run: &RunId, choice: &Choice, unknown: u64) -> Failure {
+    let what = if choice.filter.is_some() { " for which --where is true" } else { "" };
+    let what = format!("no item of run {run} is to be run again{what}");
+    Failure::from(if unknown > 0 {
+        format!("{what}; {}", left_out(unknown))
+    } else {
+        format!(
+            "{what}: none failed, or all were run again by a later retry; `windrow failures {run}` lists what did not succeed"
+        )
+    })
+}
+
+fn left_out(unknown: u64) -> String {
+    format!(
+        "{} with an unknown end left alone, since what they do may have been done; to run them again all the same, name \
+         them: --where '.outcome == \"unknown\"'",
+        counted(unknown, "item")
+    )
 }
 
 /// The one job file of this name beside the data folder.

@@ -165,6 +165,8 @@ fn outcomes(run: &RunId, ordinal: u64, count: u64) -> Completion {
         throttles: Runs::repeat(0, count),
         holds: Runs::repeat(0, count),
         handed_over: Ranges::new(),
+        claimant: None,
+        released: Ranges::new(),
         latencies: Latencies::default(),
         unasked: false,
         ids: false,

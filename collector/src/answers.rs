@@ -6,6 +6,7 @@ use std::time::Instant;
 use windrow_common::envelope::completion::Question;
 use windrow_common::envelope::control::Answer;
 use windrow_common::ids::{ProcessId, RunId};
+use windrow_common::ranges::Ranges;
 
 use crate::chunks::Chunks;
 use crate::engine::Engine;
@@ -21,9 +22,16 @@ impl Engine {
         let long_work = self.long_work.lock().unwrap_or_else(PoisonError::into_inner);
         let answer = |question: Question| {
             // One that is refused only now, since its run was sealed behind it, is asked again.
-            let items = self.runs.get_mut(&question.id.run)?.answer(&question, chunks).ok()?;
-            let busy_items = long_work.busy(&question.id, question.hop, &items, now).to_string();
-            let answer = Answer { token: question.token, run_items: items.to_string(), busy_items };
+            let (items, claimed) = self.runs.get_mut(&question.id.run)?.answer(&question, chunks).ok()?;
+            // Who claims is at work itself.
+            let is_copy = question.claim.is_none();
+            let busy = is_copy.then(|| long_work.busy(&question.id, question.hop, &items, now));
+            let answer = Answer {
+                token: question.token,
+                run_items: items.to_string(),
+                busy_items: busy.unwrap_or_default().to_string(),
+                claimed: Some(claimed),
+            };
             Some((question.id.run, question.reply_to, answer))
         };
         questions.into_iter().filter_map(answer).collect()
@@ -34,7 +42,7 @@ impl Engine {
         let is_over = |run: &Run| run.record.cut || run.record.state.is_ended();
         if self.runs.get(&run).is_some_and(is_over) {
             let (run_items, busy_items) = (String::new(), String::new());
-            return (process, Answer { run_items, busy_items, ..answer });
+            return (process, Answer { run_items, busy_items, claimed: Some(Ranges::new()), ..answer });
         }
         (process, answer)
     }

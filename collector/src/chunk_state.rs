@@ -1,11 +1,15 @@
 //! The pure heart: what becomes of a chunk when outcomes arrive, and what a copy of it may still run.
 //!
 //! Law 3 lives in [`ChunkState::settle`] (the first outcome of an item wins), law 4 in
-//! [`ChunkState::answer`].
+//! [`ChunkState::answer`], as do the claims of stages whose effect must not repeat.
 
 use windrow_common::envelope::chunk::Span;
+use windrow_common::envelope::completion::Claim;
+use windrow_common::ids::Claimant;
 use windrow_common::outcome::{Outcome, OutcomeCounts};
 use windrow_common::ranges::{Ranges, Runs};
+
+use crate::claims::Claims;
 
 /// The digest of an item the collector settled itself, when it closed a run over open items. A message's
 /// digest is never this.
@@ -43,6 +47,8 @@ pub struct ChunkState {
     pub counts: OutcomeCounts,
     /// The highest hop each item was handed to; None while all are 0.
     pub hops: Option<Vec<u32>>,
+    /// Who may make the calls of which items, where the effect must not repeat.
+    pub claims: Claims,
 }
 
 /// What a completion changed.
@@ -84,6 +90,7 @@ impl ChunkState {
             digests: vec![0; count * 4],
             counts: OutcomeCounts::default(),
             hops: None,
+            claims: Claims::default(),
         }
     }
 
@@ -103,6 +110,7 @@ impl ChunkState {
             result.new.push(is_new);
             if is_new {
                 self.set_bit(at);
+                self.claims.settle(item.index);
                 self.digests[at * 4..at * 4 + 4].copy_from_slice(&item.digest.to_le_bytes());
                 self.counts.add(item.outcome, 1);
                 result.counts.add(item.outcome, 1);
@@ -142,8 +150,27 @@ impl ChunkState {
         result
     }
 
-    /// Of `items`, those a copy at `hop` is to run: neither settled nor handed to a higher hop.
-    pub fn answer(&self, items: &Ranges, hop: u32) -> Ranges {
+    /// Grants the claimant what is open of `items` to a copy at `hop`, and is nobody else's.
+    pub fn claim(&mut self, claim: &Claim, items: &Ranges, hop: u32, now_ms: u64) {
+        let is_free = |index| !self.claims.is_of_another(index, Some(&claim.claimant));
+        let granted = self.open_to(items, hop).filter(is_free);
+        self.claims.grant(claim, items, &granted, now_ms);
+    }
+
+    /// Of [`Self::open_to`], what to run and what somebody else has claimed. A claimant runs what is its own, a copy what is
+    /// nobody's.
+    pub fn answer(&self, items: &Ranges, hop: u32, claimant: Option<&Claimant>) -> (Ranges, Ranges) {
+        let open = self.open_to(items, hop);
+        let is_of_another = |index| self.claims.is_of_another(index, claimant);
+        let is_to_run = |index| match claimant {
+            Some(claimant) => self.claims.is_of(index, claimant),
+            None => !is_of_another(index),
+        };
+        (open.filter(is_to_run), open.filter(is_of_another))
+    }
+
+    /// Of `items`, those a copy at `hop` is responsible for: neither settled nor handed to a higher hop.
+    pub fn open_to(&self, items: &Ranges, hop: u32) -> Ranges {
         items.filter(|index| {
             let at = self.position(index);
             !self.bit(at) && self.hop(at) <= hop
@@ -161,6 +188,7 @@ impl ChunkState {
         let waited = open.iter().filter(|index| self.hop(self.position(*index)) > 0).count() as u64;
         self.counts.add(Outcome::Cancelled, open.len());
         self.settled = None;
+        self.claims = Claims::default();
         (open, waited)
     }
 
@@ -219,6 +247,8 @@ mod tests {
     enum Step {
         Outcomes { hop: u32, items: Vec<(u64, Outcome, u8)>, handed_over: Vec<u64> },
         Question { hop: u32, items: Vec<u64> },
+        Claim { by: u8, hop: u32, items: Vec<u64> },
+        Release { by: u8, items: Vec<u64> },
     }
 
     /// The laws, item by item and without any thought for speed.
@@ -226,6 +256,7 @@ mod tests {
     struct Model {
         ends: BTreeMap<u64, (Outcome, u8)>,
         hops: BTreeMap<u64, u32>,
+        claims: BTreeMap<u64, u8>,
         duplicates: u64,
         conflicts: u64,
     }
@@ -238,6 +269,7 @@ mod tests {
                 return false;
             }
             self.ends.insert(index, end);
+            self.claims.remove(&index);
             true
         }
 
@@ -250,11 +282,13 @@ mod tests {
             self.hops.iter().filter(|(index, hop)| **hop > 0 && !self.ends.contains_key(index)).count() as u64
         }
 
-        fn answer(&self, items: &[u64], hop: u32) -> Vec<u64> {
-            let may = |index: &u64| {
+        /// Those to run, and those that somebody else has claimed.
+        fn answer(&self, items: &[u64], hop: u32, by: Option<u8>) -> (Vec<u64>, Vec<u64>) {
+            let is_open = |index: &u64| {
                 !self.ends.contains_key(index) && self.hops.get(index).copied().unwrap_or(0) <= hop
             };
-            items.iter().copied().filter(may).collect()
+            let is_free = |index: &u64| self.claims.get(index).is_none_or(|holder| Some(*holder) == by);
+            items.iter().copied().filter(is_open).partition(is_free)
         }
     }
 
@@ -273,6 +307,8 @@ mod tests {
         prop_oneof![
             3 => outcomes,
             1 => (0u32..5, indexes()).prop_map(|(hop, items)| Step::Question { hop, items }),
+            2 => (0u8..3, 0u32..3, indexes()).prop_map(|(by, hop, items)| Step::Claim { by, hop, items }),
+            1 => (0u8..3, indexes()).prop_map(|(by, items)| Step::Release { by, items }),
         ]
     }
 
@@ -285,6 +321,19 @@ mod tests {
                 digest: digest(*outcome, &[*output]),
             })
             .collect()
+    }
+
+    fn claimant(by: u8) -> Claimant {
+        format!("c{by}").parse().unwrap()
+    }
+
+    /// Has it claim items; returns those to run, and those that somebody else has claimed.
+    fn claim(chunk: &mut ChunkState, by: u8, hop: u32, asked: &Ranges) -> (Vec<u64>, Vec<u64>) {
+        let claimant = claimant(by);
+        let attempts = Runs::repeat(1, asked.len());
+        chunk.claim(&Claim { claimant: claimant.clone(), holds_ms: 1, attempts, ids: None }, asked, hop, 0);
+        let (granted, claimed) = chunk.answer(asked, hop, Some(&claimant));
+        (granted.iter().collect(), claimed.iter().collect())
     }
 
     proptest! {
@@ -321,10 +370,31 @@ mod tests {
                         for index in &items {
                             model.hand_over(*index, hop);
                         }
-                        let answer: Vec<u64> = chunk.answer(&asked, hop).iter().collect();
-                        prop_assert_eq!(answer, model.answer(&items, hop));
+                        let (answer, claimed) = chunk.answer(&asked, hop, None);
+                        let answer = (answer.iter().collect(), claimed.iter().collect());
+                        prop_assert_eq!(answer, model.answer(&items, hop, None));
+                    }
+                    Step::Claim { by, hop, items } => {
+                        let asked = Ranges::from_ascending(items.iter().copied());
+                        waiting += chunk.hand_over(&asked, hop).waiting;
+                        for index in &items {
+                            model.hand_over(*index, hop);
+                        }
+                        let expected = model.answer(&items, hop, Some(by));
+                        let granted = claim(&mut chunk, by, hop, &asked);
+                        prop_assert_eq!(&granted, &expected);
+                        for index in expected.0 {
+                            prop_assert!(model.claims.insert(index, by).is_none_or(|holder| holder == by));
+                        }
+                    }
+                    Step::Release { by, items } => {
+                        let released = Ranges::from_ascending(items.iter().copied());
+                        chunk.claims.release(&claimant(by), &released);
+                        model.claims.retain(|index, holder| *holder != by || !released.contains(*index));
                     }
                 }
+                let held: Vec<u64> = chunk.claims.overdue(u64::MAX).into_keys().collect();
+                prop_assert_eq!(held, model.claims.keys().copied().collect::<Vec<_>>());
                 prop_assert_eq!(chunk.is_complete(), model.ends.len() as u64 == COUNT);
                 prop_assert_eq!(chunk.counts.settled(), model.ends.len() as u64);
                 prop_assert_eq!(waiting, model.waiting());

@@ -16,7 +16,7 @@ use crate::sink::order::Position;
 use crate::{CollectorError, place};
 
 impl Engine {
-    /// Ends every open item as cancelled, in one transaction.
+    /// Ends every open item as cancelled, and as unknown where its call may have been made, in one transaction.
     pub(crate) async fn cut(&mut self, id: &RunId, changes: &mut Changes) -> Result<(), CollectorError> {
         let Some(run) = self.runs.get_mut(id) else { return Ok(()) };
         place::make_ready(&self.options.data_dir, &self.patience, run).await?;
@@ -41,6 +41,7 @@ impl Engine {
             let known = self.ledger.chunks(&keys).await?;
             for (key, state) in keys.into_iter().zip(known) {
                 if let Some(state) = state {
+                    let state = run.end_claimed(key, state, changes);
                     run.cut_chunk(key, state, changes);
                 }
             }

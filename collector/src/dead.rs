@@ -10,8 +10,10 @@ use windrow_common::ranges::{Ranges, Runs};
 
 use crate::chunk_state::digest;
 use crate::chunks::Chunks;
+use crate::engine::Engine;
 use crate::ledger::{Changes, ChunkKey};
 use crate::run::{Refusal, Run};
+use crate::{CollectorError, place};
 
 /// The class of the error of these items.
 const CLASS: &str = "dead_letter";
@@ -81,6 +83,8 @@ impl DeadChunk {
             holds: pick(&header.holds),
             items: open,
             handed_over: Ranges::new(),
+            claimant: None,
+            released: Ranges::new(),
             latencies: Latencies::default(),
             unasked: false,
             ids: self.ids.is_some(),
@@ -89,9 +93,33 @@ impl DeadChunk {
     }
 }
 
+impl Engine {
+    /// Ends what is open of a dead chunk, and says how it is to be parked.
+    pub(crate) async fn bury(
+        &mut self,
+        dead: DeadChunk,
+        chunks: &mut Chunks,
+        changes: &mut Changes,
+    ) -> Result<Death, CollectorError> {
+        let buried = match self.runs.get_mut(&dead.header.id.run) {
+            None => Err(Refusal(format!("the ledger knows no run `{}`", dead.header.id.run))),
+            Some(run) => {
+                place::make_ready(&self.options.data_dir, &self.patience, run).await?;
+                run.chunk_key(&dead.header.id).and_then(|key| run.bury(&dead, key, chunks, changes))
+            }
+        };
+        Ok(match buried {
+            Ok(items) => Death { failed_items: Some(items), ..dead.death },
+            // Parked all the same: its own reason comes first.
+            Err(Refusal(why)) => Death { reason: format!("{}; {why}", dead.death.reason), ..dead.death },
+        })
+    }
+}
+
 impl Run {
     /// Ends what is open of a dead chunk: items that have neither settled nor gone on with a higher hop, just those a
-    /// copy of it would be told to run (law 4). Returns how many of its items have so ended; a copy is told the same.
+    /// copy of it would be told to run (law 4); those claimed by somebody end as unknown. Returns how many of its items
+    /// have so ended; a copy is told the same.
     pub(crate) fn bury(
         &mut self,
         dead: &DeadChunk,
@@ -101,7 +129,7 @@ impl Run {
     ) -> Result<u64, Refusal> {
         let header = &dead.header;
         let open = match chunks.get(&key) {
-            Some(chunk) if chunk.span == header.span => chunk.answer(&header.items, header.hop),
+            Some(chunk) if chunk.span == header.span => chunk.open_to(&header.items, header.hop),
             _ => header.items.clone(),
         };
         if !open.is_empty() {

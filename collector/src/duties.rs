@@ -192,7 +192,8 @@ impl Engine {
                 || run.folder_is_behind
                 || run.record.is_unfinished()
         });
-        effects.wake_in = self.runs.values().map(|run| wake_in(run, now)).min();
+        let of_claims = self.claim_times.wake_in(now);
+        effects.wake_in = self.runs.values().map(|run| wake_in(run, now)).chain(of_claims).min();
         Ok(())
     }
 

@@ -23,7 +23,7 @@ use windrow_common::telemetry::metrics::LedgerMetrics;
 
 use crate::answers::Asked;
 use crate::chunks::Chunks;
-use crate::dead::DeadChunk;
+use crate::claims::ClaimTimes;
 use crate::incoming::{Group, Incoming, read_group, run_of};
 use crate::ledger::{Changes, ChunkKey, Ledger, RunKey};
 use crate::notify::Notice;
@@ -54,6 +54,8 @@ pub struct Effects {
     pub news: Vec<RunNews>,
     /// To people.
     pub(crate) notices: Vec<Notice>,
+    /// To the completion queue: that claims were overdue at this time, in Unix milliseconds.
+    pub overdue: Option<u64>,
     /// When there is something to do even if nothing comes.
     pub wake_in: Option<Duration>,
 }
@@ -73,6 +75,7 @@ pub struct Engine {
     pub(crate) limits: watch::Sender<BTreeMap<String, Vec<Rate>>>,
     /// The destinations that were down when the ledger was opened, and until when, in Unix milliseconds.
     pub(crate) outages: BTreeMap<String, u64>,
+    pub(crate) claim_times: ClaimTimes,
     /// What consumers say that they are working on; told by [`fleet`].
     pub(crate) long_work: Arc<Mutex<crate::working::LongWork>>,
     /// The destinations that were to be left alone then, and until when, in Unix milliseconds.
@@ -109,11 +112,13 @@ impl Engine {
             next_key: open.next_key,
             limits: watch::Sender::new(open.limits),
             outages: open.outages,
+            claim_times: ClaimTimes::default(),
             long_work: Arc::default(),
             pauses: open.pauses,
             is_first: open.is_first,
             ledger_metrics,
         };
+        engine.take_up_claims(&open.claimed).await?;
         for record in open.runs {
             let mut run = Run::new(record, now.instant);
             engine.bind_late(&mut run);
@@ -150,6 +155,7 @@ impl Engine {
         self.ledger_metrics.completions_parked.inc_by(parked);
         self.ledger_metrics.answers_sent.inc_by(answers.len() as u64);
         self.do_duties(now).await?;
+        effects.overdue = self.claim_times.word(now);
         effects.answers.extend(answers.into_iter().map(|answer| self.last_answer(answer)));
         self.tell(now, &mut effects).await?;
         Ok(effects)
@@ -284,6 +290,7 @@ impl Engine {
             if let Some(run) = incoming.run() {
                 self.load_run(run, now).await?;
             }
+            keys.extend(incoming.overdue_at().into_iter().flat_map(|at| self.claim_times.overdue(at)));
             let Some(id) = incoming.chunk() else { continue };
             // A refusal is met again, and told, when the completion is applied.
             keys.extend(self.runs.get_mut(&id.run).and_then(|run| run.chunk_key(id).ok()));
@@ -315,6 +322,9 @@ impl Engine {
         now: Now,
         questions: &mut Vec<Question>,
     ) -> Result<Result<(), Refusal>, CollectorError> {
+        if let Completion::Overdue(overdue) = completion {
+            return self.end_overdue(overdue.at, chunks, changes, now).await.map(Ok);
+        }
         let Some(id) = run_of(&completion).cloned() else { return Ok(Ok(())) };
         if let Completion::Opened(opened) = completion {
             return Ok(self.open_run(opened, now));
@@ -334,31 +344,11 @@ impl Engine {
                 run.chunk_key(&outcomes.id).and_then(|key| run.outcomes(&outcomes, key, chunks, changes))
             }
             Completion::Question(question) => {
-                let taken = run.chunk_key(&question.id).and_then(|key| run.question(&question, key, chunks));
+                let key = run.chunk_key(&question.id);
+                let taken = key.and_then(|key| run.question(&question, key, chunks, now.unix_ms));
                 taken.map(|()| questions.push(question))
             }
-            Completion::Opened(_) | Completion::StandsBy(_) => Ok(()),
-        })
-    }
-
-    /// Ends what is open of a dead chunk, and says how it is to be parked.
-    async fn bury(
-        &mut self,
-        dead: DeadChunk,
-        chunks: &mut Chunks,
-        changes: &mut Changes,
-    ) -> Result<Death, CollectorError> {
-        let buried = match self.runs.get_mut(&dead.header.id.run) {
-            None => Err(Refusal(format!("the ledger knows no run `{}`", dead.header.id.run))),
-            Some(run) => {
-                place::make_ready(&self.options.data_dir, &self.patience, run).await?;
-                run.chunk_key(&dead.header.id).and_then(|key| run.bury(&dead, key, chunks, changes))
-            }
-        };
-        Ok(match buried {
-            Ok(items) => Death { failed_items: Some(items), ..dead.death },
-            // Parked all the same: its own reason comes first.
-            Err(Refusal(why)) => Death { reason: format!("{}; {why}", dead.death.reason), ..dead.death },
+            Completion::Opened(_) | Completion::StandsBy(_) | Completion::Overdue(_) => Ok(()),
         })
     }
 
@@ -393,6 +383,7 @@ impl Engine {
         let new_rejects = self.ledger.commit(&changes).await?;
         self.ledger_metrics.commit_seconds.observe(began.elapsed().as_secs_f64());
         crash::point("collector.committed");
+        changes.chunks.iter().for_each(|(key, chunk)| self.claim_times.note(*key, chunk));
         for run in self.runs.values_mut() {
             run.is_changed = false;
             run.record.rejected += new_rejects.get(&run.record.key).copied().unwrap_or(0);

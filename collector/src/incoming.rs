@@ -52,6 +52,14 @@ impl Incoming {
             Self::Dead(dead) => Some(&dead.header.id),
         }
     }
+
+    /// When the claims it speaks of were overdue, in Unix milliseconds, if it speaks of that.
+    pub(crate) fn overdue_at(&self) -> Option<u64> {
+        match self {
+            Self::Completion(Completion::Overdue(overdue)) => Some(overdue.at),
+            _ => None,
+        }
+    }
 }
 
 /// Reads messages from the front until enough is in memory. Returns how many that were.
@@ -83,6 +91,6 @@ pub(crate) fn run_of(completion: &Completion) -> Option<&RunId> {
         Completion::Rejects(rejects) => &rejects.run,
         Completion::Outcomes(outcomes) => &outcomes.id.run,
         Completion::Question(question) => &question.id.run,
-        Completion::StandsBy(_) => return None,
+        Completion::StandsBy(_) | Completion::Overdue(_) => return None,
     })
 }

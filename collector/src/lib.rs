@@ -8,10 +8,12 @@
 mod answers;
 pub mod chunk_state;
 mod chunks;
+pub mod claims;
 mod collector;
 pub mod control;
 mod cut;
 mod dead;
+mod doubt;
 mod duties;
 pub mod engine;
 mod fleet;

@@ -3,17 +3,39 @@
 use windrow_common::envelope::chunk::Span;
 use windrow_common::envelope::completion::Outcomes;
 use windrow_common::outcome::Outcome;
+use windrow_common::ranges::Ranges;
 
 use crate::chunk_state::{HandedOver, ItemEnd, Settled, digest};
 use crate::chunks::Chunks;
+use crate::doubt::with_unknown;
 use crate::ledger::{Changes, ChunkKey, ItemRow};
 use crate::render::{self, ItemLine, Line};
 use crate::run::{Refusal, Run};
 use crate::sink::order::Position;
 
 impl Run {
-    /// Takes outcomes and hand-overs. Nothing has changed after a refusal.
+    /// Takes outcomes and hand-overs. Nothing has changed after a refusal. An item that somebody else has claimed ends as
+    /// unknown: only the claimant knows how its call ended.
     pub(crate) fn outcomes(
+        &mut self,
+        outcomes: &Outcomes,
+        key: ChunkKey,
+        chunks: &mut Chunks,
+        changes: &mut Changes,
+    ) -> Result<(), Refusal> {
+        let claims = chunks.get(&key).map(|chunk| &chunk.claims).filter(|claims| !claims.is_empty());
+        let disputed = claims.map_or_else(Ranges::new, |claims| {
+            outcomes.items.filter(|index| claims.is_of_another(index, outcomes.claimant.as_ref()))
+        });
+        if disputed.is_empty() {
+            return self.settle_outcomes(outcomes, key, chunks, changes);
+        }
+        let lines = render::lines(outcomes).map_err(|error| Refusal(error.to_string()))?;
+        self.settle_outcomes(&with_unknown(outcomes, &lines, &disputed), key, chunks, changes)
+    }
+
+    /// The same, whoever has claimed the items.
+    pub(crate) fn settle_outcomes(
         &mut self,
         outcomes: &Outcomes,
         key: ChunkKey,
@@ -32,6 +54,9 @@ impl Run {
         let chunk = chunks.change(key, outcomes.span);
         let settled = chunk.settle(&items);
         let handed = chunk.hand_over(&outcomes.handed_over, outcomes.hop.saturating_add(1));
+        if let Some(claimant) = &outcomes.claimant {
+            chunk.claims.release(claimant, &outcomes.released);
+        }
         self.add_up(outcomes, key, &settled, handed);
         if settled.counts.settled() > 0 {
             self.keep_rows(outcomes, key, &settled, &lines, changes);

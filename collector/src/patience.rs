@@ -182,6 +182,7 @@ mod tests {
                 next_key: 1,
                 limits: BTreeMap::new(),
                 outages: BTreeMap::new(),
+                claimed: Vec::new(),
                 pauses: BTreeMap::new(),
                 is_first: true,
             })

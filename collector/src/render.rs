@@ -178,6 +178,8 @@ mod tests {
             throttles: Runs::repeat(0, count),
             holds: Runs::repeat(0, count),
             handed_over: Ranges::new(),
+            claimant: None,
+            released: Ranges::new(),
             latencies: Latencies::default(),
             unasked: false,
             ids,

@@ -170,33 +170,44 @@ impl Run {
         Ok(())
     }
 
-    /// Takes a question: it shows that its items were handed to its hop. At hop 0 that says nothing, and an unknown
-    /// chunk stays unknown.
+    /// Takes a question: it shows that its items were handed to its hop, and what it claims is the asker's alone from now
+    /// on. Without a claim one at hop 0 says nothing, and an unknown chunk stays unknown.
     pub(crate) fn question(
         &mut self,
         question: &Question,
         key: ChunkKey,
         chunks: &mut Chunks,
+        now_ms: u64,
     ) -> Result<(), Refusal> {
-        if !self.takes(key, question.span, chunks.get(&key))? || question.hop == 0 {
+        let says_nothing = question.hop == 0 && question.claim.is_none();
+        if !self.takes(key, question.span, chunks.get(&key))? || says_nothing {
             return Ok(());
         }
-        let waiting = chunks.change(key, question.span).hand_over(&question.items, question.hop).waiting;
+        let chunk = chunks.change(key, question.span);
+        let waiting = chunk.hand_over(&question.items, question.hop).waiting;
+        if let Some(claim) = &question.claim {
+            chunk.claim(claim, &question.items, question.hop, now_ms);
+        }
         self.record.stages[key.stage as usize].waiting_items += waiting;
         self.saw_chunk(key, question.span);
         self.mark_changed();
         Ok(())
     }
 
-    /// Answers a question that was taken: the items to run.
-    pub(crate) fn answer(&mut self, question: &Question, chunks: &Chunks) -> Result<Ranges, Refusal> {
+    /// Answers a question that was taken: the items to run, and those that somebody else has claimed.
+    pub(crate) fn answer(
+        &mut self,
+        question: &Question,
+        chunks: &Chunks,
+    ) -> Result<(Ranges, Ranges), Refusal> {
         let key = self.chunk_key(&question.id)?;
         let known = chunks.get(&key);
         if !self.takes(key, question.span, known)? {
-            return Ok(Ranges::new());
+            return Ok((Ranges::new(), Ranges::new()));
         }
-        let answer = known.map(|chunk| chunk.answer(&question.items, question.hop));
-        Ok(answer.unwrap_or_else(|| question.items.clone()))
+        let claimant = question.claim.as_ref().map(|claim| &claim.claimant);
+        let answer = known.map(|chunk| chunk.answer(&question.items, question.hop, claimant));
+        Ok(answer.unwrap_or_else(|| (question.items.clone(), Ranges::new())))
     }
 
     /// Brings the metrics up to the record, which is durable.

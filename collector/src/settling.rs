@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use windrow_common::broker::parking::Death;
 use windrow_common::broker::{Broker, BrokerError, Delivery, Outgoing, Queue, Target};
 use windrow_common::crash;
+use windrow_common::envelope::completion::{Completion, Overdue};
 use windrow_common::envelope::control::{Answer, Control, RunNews};
 use windrow_common::ids::{ProcessId, RunId};
 
@@ -56,6 +57,9 @@ impl Settling {
         for notice in effects.notices {
             self.notifier.send(notice, Instant::now());
         }
+        if let Some(at) = effects.overdue {
+            tokio::spawn(say_overdue(Arc::clone(&self.broker), Overdue { at }));
+        }
         if batch.is_empty() {
             return Ok(());
         }
@@ -94,6 +98,14 @@ impl Settling {
             Some(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             _ => Ok(()),
         }
+    }
+}
+
+async fn say_overdue(broker: Arc<dyn Broker>, overdue: Overdue) {
+    let message = Completion::Overdue(overdue).to_message(false);
+    if let Err(error) = broker.publish(Outgoing { target: Target::Queue(Queue::Completion), message }).await {
+        // As long as they are overdue it is said again.
+        tracing::debug!("that claims are overdue could not be said: {error}");
     }
 }
 

@@ -75,6 +75,8 @@ names! {
     JobHash;
     /// One process of the fleet, drawn anew at each start (and at each reconnection of its own queue).
     ProcessId;
+    /// One delivery of a chunk as who claims its items, drawn anew at each receipt.
+    Claimant;
 }
 
 impl RunId {
@@ -86,6 +88,13 @@ impl RunId {
 
 impl ProcessId {
     /// A new process id: a random UUID.
+    pub fn generate() -> Self {
+        Self(uuid::Uuid::new_v4().simple().to_string())
+    }
+}
+
+impl Claimant {
+    /// A new claimant: a random UUID.
     pub fn generate() -> Self {
         Self(uuid::Uuid::new_v4().simple().to_string())
     }

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use windrow_common::broker::{Broker, BrokerError, Outgoing, Queue, Subscription, Target};
-use windrow_common::envelope::chunk::ChunkHeader;
-use windrow_common::envelope::completion::{Completion, Question};
+use windrow_common::envelope::chunk::Span;
+use windrow_common::envelope::completion::{Claim, Completion, Question};
 use windrow_common::envelope::control::Control;
-use windrow_common::ids::ProcessId;
+use windrow_common::ids::{ChunkId, ProcessId};
 use windrow_common::ranges::Ranges;
 
 use crate::fleet::Fleet;
@@ -18,23 +18,25 @@ use crate::runs::RunWords;
 /// How long a question may go unanswered, counted from its confirmation.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The answer to a question.
+#[derive(Debug, Clone)]
+pub(crate) struct Told {
+    /// The items to run: neither settled, nor handed to a higher hop, nor claimed by somebody else.
+    pub(crate) run: Ranges,
+    /// Those of them that a live consumer is still working on.
+    pub(crate) busy: Ranges,
+    /// Those that somebody else has claimed. None from a collector that knows nothing of claims.
+    pub(crate) claimed: Option<Ranges>,
+}
+
 /// Asks the collector, and hears it.
 #[derive(Debug)]
 pub(crate) struct Questions {
     process: ProcessId,
     broker: Arc<dyn Broker>,
-    pending: Mutex<HashMap<String, oneshot::Sender<Answered>>>,
+    pending: Mutex<HashMap<String, oneshot::Sender<Told>>>,
     runs: Arc<RunWords>,
     fleet: Arc<Fleet>,
-}
-
-/// What the collector says of a copy's items.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Answered {
-    /// Those neither settled nor handed to a higher hop.
-    pub(crate) run: Ranges,
-    /// Those of them that a live consumer is still working on.
-    pub(crate) busy: Ranges,
 }
 
 impl Questions {
@@ -52,19 +54,21 @@ impl Questions {
         Ok(questions)
     }
 
-    /// Which items of the chunk to run. None when no answer came within [`ANSWER_TIMEOUT`].
-    pub(crate) async fn ask(&self, header: &ChunkHeader) -> Result<Option<Answered>, BrokerError> {
+    /// Which of these items of a chunk at `hop` to run, and to claim them if `claim` says so. None when no answer came
+    /// within [`ANSWER_TIMEOUT`].
+    pub(crate) async fn ask(
+        &self,
+        id: &ChunkId,
+        span: Span,
+        hop: u32,
+        items: Ranges,
+        claim: Option<Claim>,
+    ) -> Result<Option<Told>, BrokerError> {
         let token = uuid::Uuid::new_v4().simple().to_string();
         let (sender, receiver) = oneshot::channel();
         lock(&self.pending).insert(token.clone(), sender);
-        let question = Question {
-            id: header.id.clone(),
-            span: header.span,
-            hop: header.hop,
-            items: header.items.clone(),
-            reply_to: self.process.clone(),
-            token: token.clone(),
-        };
+        let (id, reply_to) = (id.clone(), self.process.clone());
+        let question = Question { id, span, hop, items, reply_to, token: token.clone(), claim };
         let message = Completion::Question(question).to_message(false);
         let asked = self.broker.publish(Outgoing { target: Target::Queue(Queue::Completion), message }).await;
         let answer = match asked {
@@ -82,7 +86,7 @@ impl Questions {
                     let waiting = lock(&self.pending).remove(&answer.token);
                     if let (Some(waiting), Ok(run), Ok(busy)) = (waiting, answer.items(), answer.busy()) {
                         // The asker may have stopped waiting.
-                        let _ = waiting.send(Answered { run, busy });
+                        let _ = waiting.send(Told { run, busy, claimed: answer.claimed });
                     }
                 }
                 Ok(Control::RunNews(news)) => self.runs.hear(&news),

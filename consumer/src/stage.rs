@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use windrow_common::broker::{Broker, Queue};
 use windrow_common::ids::{JobHash, StageKey};
-use windrow_common::job::{Bounds, Concurrency, Job, ProcessorSpec, RetrySpec, StageSpec};
+use windrow_common::job::{Bounds, Concurrency, Effect, Job, ProcessorSpec, RetrySpec, StageSpec};
 use windrow_common::telemetry::metrics::StageMetrics;
 
 use crate::in_hand::InHand;
@@ -39,6 +39,8 @@ pub(crate) struct StageRunner {
     pub(crate) timeout: Duration,
     /// `retry`.
     pub(crate) retry: RetrySpec,
+    /// `effect`.
+    pub(crate) effect: Effect,
     /// `chunk.budget`.
     pub(crate) budget: Duration,
     /// `chunk.compress`.
@@ -89,6 +91,7 @@ impl StageRunner {
             processor,
             timeout: spec.timeout,
             retry: spec.retry.clone(),
+            effect: spec.effect,
             budget: job.chunk.budget,
             compress: job.chunk.compress,
             slots: Slots::new(concurrency(job, spec), metrics.concurrency.clone()),

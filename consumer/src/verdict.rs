@@ -8,7 +8,7 @@ use windrow_common::job::RetrySpec;
 use windrow_common::outcome::Outcome;
 use windrow_common::resilience::retry::pause_before_next;
 
-use crate::processor::{Attempt, Retry};
+use crate::processor::{Attempt, Done, Retry};
 
 /// Calls of one item that limits may refuse before it fails: throttles cost no attempt, but not for ever.
 pub(crate) const MAX_THROTTLES: u32 = 1_000;
@@ -22,6 +22,13 @@ pub(crate) struct Counts {
     pub(crate) throttles: u32,
     /// Waits without a call.
     pub(crate) holds: u32,
+}
+
+impl Counts {
+    /// After another wait without a call.
+    pub(crate) fn held(self) -> Self {
+        Self { holds: self.holds.saturating_add(1), ..self }
+    }
 }
 
 /// How an item ended.
@@ -57,6 +64,32 @@ impl End {
     }
 }
 
+/// How an item ends whose effect must not repeat, if `attempt` may have done its work without a success to show for it:
+/// it is not tried again, and has no end that anybody knows.
+pub(crate) fn in_doubt(attempt: &Attempt) -> Option<End> {
+    let error = match attempt {
+        Attempt::Failed { error, done: Done::Maybe, .. } => error.clone(),
+        Attempt::Succeeded(output) if output.len() > MAX_OUTPUT_BYTES => ItemError {
+            class: "output_too_large".to_owned(),
+            message: format!("the output has {} bytes; at most {MAX_OUTPUT_BYTES} are kept", output.len()),
+            status: None,
+        },
+        _ => return None,
+    };
+    Some(doubtful(error))
+}
+
+/// How an item ends whose call was dropped before it came back.
+pub(crate) fn dropped_call() -> End {
+    let message = "the call was ended with its consumer before it came back".to_owned();
+    doubtful(ItemError { class: "aborted".to_owned(), message, status: None })
+}
+
+fn doubtful(error: ItemError) -> End {
+    let message = format!("{}; it may have been done, and is not done again", error.message);
+    End::without_success(Outcome::Unknown, &ItemError { message, ..error })
+}
+
 /// Decides what follows from `attempt`. `counts` already has it counted; `chance` draws evenly from 0 to 1, and is
 /// asked only when there is a pause to spread.
 pub(crate) fn decide(
@@ -72,17 +105,18 @@ pub(crate) fn decide(
         )),
         Attempt::Succeeded(output) => Verdict::End(End { outcome: Outcome::Succeeded, line: output }),
         Attempt::Skipped(error) => Verdict::End(End::without_success(Outcome::Skipped, &error)),
-        Attempt::Failed { error, retry: Retry::Never } => {
+        Attempt::Failed { error, retry: Retry::Never, .. } => {
             Verdict::End(End::without_success(Outcome::Failed, &error))
         }
-        Attempt::Failed { error, retry: wanted } => match pause_before_next(retry, counts.attempts, chance())
-        {
-            None => Verdict::End(End::without_success(Outcome::Failed, &error)),
-            Some(pause) => Verdict::Again(match wanted {
-                Retry::After(asked) => pause.max(asked),
-                _ => pause,
-            }),
-        },
+        Attempt::Failed { error, retry: wanted, .. } => {
+            match pause_before_next(retry, counts.attempts, chance()) {
+                None => Verdict::End(End::without_success(Outcome::Failed, &error)),
+                Some(pause) => Verdict::Again(match wanted {
+                    Retry::After(asked) => pause.max(asked),
+                    _ => pause,
+                }),
+            }
+        }
         Attempt::Throttled { error, .. } if counts.throttles > MAX_THROTTLES => {
             Verdict::End(End::without_success(Outcome::Failed, &error))
         }
@@ -120,7 +154,7 @@ mod tests {
 
     #[test]
     fn a_failure_is_tried_again_until_its_retries_are_used_up() {
-        let failed = || Attempt::Failed { error: error(), retry: Retry::Later };
+        let failed = || Attempt::Failed { error: error(), retry: Retry::Later, done: Done::Maybe };
         assert_eq!(after(1, 0, failed()), Verdict::Again(Duration::from_secs(30)));
         assert_eq!(after(2, 0, failed()), Verdict::Again(Duration::from_secs(60)));
         assert!(matches!(after(3, 0, failed()), Verdict::End(End { outcome: Outcome::Failed, .. })));
@@ -128,13 +162,14 @@ mod tests {
 
     #[test]
     fn a_failure_not_worth_retrying_ends_at_once() {
-        let failed = Attempt::Failed { error: error(), retry: Retry::Never };
+        let failed = Attempt::Failed { error: error(), retry: Retry::Never, done: Done::Maybe };
         assert!(matches!(after(1, 0, failed), Verdict::End(End { outcome: Outcome::Failed, .. })));
     }
 
     #[test]
     fn retry_after_is_a_floor_and_never_shortens_the_schedule() {
-        let asked = |secs| Attempt::Failed { error: error(), retry: Retry::After(Duration::from_secs(secs)) };
+        let retry = |secs| Retry::After(Duration::from_secs(secs));
+        let asked = |secs| Attempt::Failed { error: error(), retry: retry(secs), done: Done::Maybe };
         assert_eq!(after(1, 0, asked(100)), Verdict::Again(Duration::from_secs(100)));
         assert_eq!(after(1, 0, asked(1)), Verdict::Again(Duration::from_secs(30)));
     }
@@ -148,6 +183,22 @@ mod tests {
         );
         assert_eq!(after(0, 1, throttled(None)), Verdict::Again(Duration::from_secs(30)));
         assert!(matches!(after(0, MAX_THROTTLES + 1, throttled(None)), Verdict::End(_)));
+    }
+
+    #[test]
+    fn what_may_have_been_done_is_in_doubt_and_what_was_not_is_not() {
+        let failed = |retry| Attempt::Failed { error: error(), retry, done: Done::Maybe };
+        let too_large = Attempt::Succeeded(Bytes::from(vec![b' '; MAX_OUTPUT_BYTES + 1]));
+        for attempt in [failed(Retry::Later), failed(Retry::Never), too_large] {
+            let end = in_doubt(&attempt).unwrap();
+            assert_eq!(end.outcome, Outcome::Unknown);
+            assert!(String::from_utf8_lossy(&end.line).contains("it may have been done"), "{end:?}");
+        }
+        let throttled = Attempt::Throttled { error: error(), after: None };
+        let done = Attempt::Succeeded(Bytes::from_static(b"1"));
+        for attempt in [failed(Retry::Later).nothing_done(), throttled, done, Attempt::Skipped(error())] {
+            assert_eq!(in_doubt(&attempt), None);
+        }
     }
 
     #[test]

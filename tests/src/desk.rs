@@ -158,9 +158,14 @@ impl Running {
     }
 
     /// Waits for its end. No command may panic, or show the broker's password.
-    pub fn wait(mut self) -> Said {
+    pub fn wait(self) -> Said {
+        self.wait_at_most(PATIENCE)
+    }
+
+    /// The same, for a command that may take longer than usual.
+    pub fn wait_at_most(mut self, patience: Duration) -> Said {
         drop(self.child.stdin.take());
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + patience;
         while self.is_running() {
             assert!(Instant::now() < until, "the command does not end:\n{}{}", read(&self.out), self.err());
             std::thread::sleep(Duration::from_millis(20));

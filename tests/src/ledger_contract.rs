@@ -10,11 +10,12 @@ use windrow_collector::ledger::{
 use windrow_collector::sink::order::{Piece, Position};
 use windrow_collector::spool::Extent;
 use windrow_common::envelope::chunk::Span;
-use windrow_common::envelope::completion::{Opened, Reject};
+use windrow_common::envelope::completion::{Claim, Opened, Reject};
 use windrow_common::envelope::control::RunState;
 use windrow_common::ids::{ProcessId, RunId, SourceName};
 use windrow_common::job::Rate;
 use windrow_common::outcome::{Outcome, OutcomeCounts};
+use windrow_common::ranges::{Ranges, Runs};
 
 /// Opens the same ledger, as a collector that starts does.
 pub type Opening = dyn Fn() -> BoxFuture<'static, Result<Box<dyn Ledger>, LedgerError>>;
@@ -28,6 +29,7 @@ pub async fn holds(mut place: impl FnMut() -> Box<Opening>) {
     items_are_counted_again_from_the_settled_set(&*place()).await;
     pieces_and_spans_wait_for_their_turn(&*place()).await;
     a_reject_is_new_once(&*place()).await;
+    claims_are_kept_and_taken_up(&*place()).await;
     what_holds_for_destinations_is_kept(&*place()).await;
 }
 
@@ -194,6 +196,30 @@ async fn a_reject_is_new_once(open: &Opening) {
     assert_eq!(ledger.commit(&again).await.unwrap().get(&1), Some(&1));
     let run = open().await.unwrap().run(&"r1".parse().unwrap()).await.unwrap().unwrap();
     assert_eq!(run.rejected, 3);
+}
+
+async fn claims_are_kept_and_taken_up(open: &Opening) {
+    let mut ledger = open().await.unwrap();
+    let mut claimed = chunk(1, 2);
+    let claim = Claim {
+        claimant: "a".parse().unwrap(),
+        holds_ms: 5,
+        attempts: Runs::repeat(3, 2),
+        ids: Some(vec!["a\u{0}\u{1F980}'\"".into(), String::new()]),
+    };
+    let items = Ranges::span(14, 2);
+    claimed.claims.grant(&claim, &items, &items, 1_800_000_000_000);
+    let chunks = vec![(key(0), chunk(0, 2)), (key(1), claimed.clone()), (key(2), claimed.clone())];
+    ledger.commit(&Changes { runs: vec![record(1, "r1")], chunks, ..Changes::default() }).await.unwrap();
+    let mut settled = claimed.clone();
+    settled.claims.settle(14);
+    settled.claims.settle(15);
+    let chunks = vec![(key(2), settled.clone())];
+    ledger.commit(&Changes { chunks, ..Changes::default() }).await.unwrap();
+    let mut ledger = open().await.unwrap();
+    let all = [Some(chunk(0, 2)), Some(claimed), Some(settled)];
+    assert_eq!(ledger.chunks(&[key(0), key(1), key(2)]).await.unwrap(), all);
+    assert_eq!(ledger.open_runs().await.unwrap().claimed, [key(1)]);
 }
 
 async fn what_holds_for_destinations_is_kept(open: &Opening) {

@@ -72,6 +72,8 @@ fn succeeded(run: &RunId, ordinal: u64, items: Ranges) -> Completion {
         throttles: Runs::repeat(0, count),
         holds: Runs::repeat(0, count),
         handed_over: Ranges::new(),
+        claimant: None,
+        released: Ranges::new(),
         latencies: Latencies::default(),
         unasked: false,
         ids: false,

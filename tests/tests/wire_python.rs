@@ -116,8 +116,12 @@ async fn answer(broker: &dyn Broker, completions: &mut Subscription, run_items: 
     let Completion::Question(question) = next_completion(broker, completions).await else {
         panic!("not a question")
     };
-    let answer =
-        Answer { token: question.token.clone(), run_items: run_items.to_owned(), busy_items: String::new() };
+    let answer = Answer {
+        token: question.token.clone(),
+        run_items: run_items.to_owned(),
+        busy_items: String::new(),
+        claimed: None,
+    };
     let target = Target::Process(question.reply_to.clone());
     let message = Control::Answer(answer).to_message();
     broker.publish(Outgoing { target, message }).await.unwrap();
@@ -172,6 +176,8 @@ fn outcomes(header: &ChunkHeader, hop: u32, items: &str, ends: &str, attempts: &
         holds: Runs::repeat(0, items.len()),
         items,
         handed_over: Ranges::new(),
+        claimant: None,
+        released: Ranges::new(),
         latencies: Latencies::default(),
         unasked: false,
         ids: true,

@@ -12,10 +12,11 @@ use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 use windrow_common::broker::{Broker, Outgoing, Queue, Subscription, Target, address};
 use windrow_common::envelope::completion::Completion;
-use windrow_common::envelope::control::{Control, Lease};
+use windrow_common::envelope::control::{Answer, Control, Lease};
 use windrow_common::envelope::{HeaderValue, Headers, Message, WIRE_VERSION};
 use windrow_common::ids::{Group, ProcessId, StageKey};
 use windrow_common::job::Job;
+use windrow_common::ranges::Ranges;
 use windrow_tests::account::{check_balance, check_sink, report};
 use windrow_tests::fleet::Fleet;
 use windrow_tests::process::{Process, workspace};
@@ -212,10 +213,13 @@ impl Stage {
             self.send(Target::Queue(Queue::Completion), message).await;
             // What comes after the question must not come with it: it would count.
             if is_question {
-                let answer =
-                    self.hear(heard, |said| if let Control::Answer(it) = said { Some(it) } else { None });
+                let answer = self
+                    .hear(heard, |said| if let Control::Answer(it) = said { Some(it) } else { None })
+                    .await;
+                // The build of the recording knew nothing of claims.
+                assert_eq!(answer.claimed, Some(Ranges::new()));
                 assert_eq!(
-                    Control::Answer(answer.await),
+                    Control::Answer(Answer { claimed: None, ..answer }),
                     Control::from_message(&recorded).unwrap(),
                     "{saying:?}"
                 );

@@ -1,4 +1,5 @@
 mod any_order;
+mod claims;
 mod dead;
 mod deadline;
 mod world;
@@ -306,6 +307,7 @@ async fn of_a_run_that_a_step_cuts_nothing_is_answered_to_run() {
         items: "0-9".parse().unwrap(),
         reply_to: ProcessId::generate(),
         token: "t".into(),
+        claim: None,
     });
     let effects = world.step(&[question]).await;
     assert_eq!(world.report("r1").outcomes.cancelled, 10);
@@ -323,6 +325,7 @@ async fn a_question_is_answered_by_what_came_before_it_and_with_it() {
             items: items.parse().unwrap(),
             reply_to: ProcessId::generate(),
             token: "t".into(),
+            claim: None,
         })
     };
     let mut first = outcomes("r1", 0, "0-3", Outcome::Succeeded);
@@ -358,6 +361,7 @@ async fn an_answer_names_what_somebody_is_still_working_on() {
         items: "0-9".parse().unwrap(),
         reply_to: ProcessId::generate(),
         token: "t".into(),
+        claim: None,
     });
     for (seconds, busy) in [(0, "4-5"), (60, "")] {
         world.pass(Duration::from_secs(seconds));
@@ -414,6 +418,7 @@ async fn a_collector_that_was_replaced_answers_and_tells_nothing_more_either() {
         items: span(1).to_ranges(),
         reply_to: ProcessId::generate(),
         token: "t".to_owned(),
+        claim: None,
     });
     for messages in [vec![question.to_message(false)], vec![progress], vec![]] {
         let refused = old.step(&messages, world.now()).await;

@@ -194,6 +194,8 @@ pub struct OpenRuns {
     pub limits: BTreeMap<String, Vec<Rate>>,
     /// The destinations that are down, and until when, in Unix milliseconds.
     pub outages: BTreeMap<String, u64>,
+    /// The chunks with items that somebody has claimed.
+    pub claimed: Vec<ChunkKey>,
     /// The destinations that are left alone, and until when, in Unix milliseconds.
     pub pauses: BTreeMap<String, u64>,
     /// Whether nobody had opened the ledger before.
@@ -255,6 +257,12 @@ pub trait Ledger: Send + fmt::Debug {
     /// Writes all of it in one transaction, after checking the epoch. Returns how many rejects were new,
     /// by run.
     async fn commit(&mut self, changes: &Changes) -> Result<BTreeMap<RunKey, u64>, LedgerError>;
+}
+
+/// Claims as the ledger keeps them: JSON, or nothing where there are none.
+fn write_claims(chunk: &ChunkState) -> Result<Option<String>, LedgerError> {
+    let written = (!chunk.claims.is_empty()).then(|| serde_json::to_string(&chunk.claims)).transpose();
+    written.map_err(|error| LedgerError::Broken(format!("claims: {error}")))
 }
 
 /// Rates as the ledger keeps them: a JSON list of texts such as `"10/s"`.

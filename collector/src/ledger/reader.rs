@@ -1,5 +1,6 @@
 //! Reading a ledger without holding it: for `windrow status` and its kin, also while a collector is live.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -7,6 +8,7 @@ use serde_json::value::RawValue;
 use windrow_common::envelope::completion::Reject;
 use windrow_common::ids::{Group, RunId, SourceName};
 use windrow_common::outcome::Outcome;
+use windrow_common::ranges::Ranges;
 
 use super::postgres::{PostgresAddress, PostgresTables};
 use super::sqlite::SqliteTables;
@@ -143,6 +145,21 @@ impl Reader {
             }
         }
         Ok(rows)
+    }
+
+    /// The items of a run's known chunks, by source. In a retry those are the items it runs again.
+    pub fn carried(&self, run: &RunId) -> Result<BTreeMap<SourceName, Ranges>, ReadError> {
+        let record = self.record(run)?;
+        let mut carried = BTreeMap::new();
+        for (number, source) in (0u32..).zip(&record.sources) {
+            let spans = match &self.tables {
+                Tables::Sqlite(tables) => tables.spans(record.key, number),
+                Tables::Postgres(tables) => tables.spans(record.key, number),
+            }?;
+            let indexes = spans.iter().flat_map(|span| span.first..span.first + span.count);
+            carried.insert(source.name.clone(), Ranges::from_ascending(indexes));
+        }
+        Ok(carried)
     }
 
     /// Rejected rows, by source, file and line; all of them, one call of `each` per row.

@@ -21,7 +21,7 @@ CREATE TABLE IF NOT EXISTS chunks (
     run INTEGER NOT NULL, stage INTEGER NOT NULL, source INTEGER NOT NULL, ordinal INTEGER NOT NULL,
     first INTEGER NOT NULL, count INTEGER NOT NULL, settled BLOB, digests BLOB NOT NULL, hops TEXT,
     succeeded INTEGER NOT NULL, failed INTEGER NOT NULL, skipped INTEGER NOT NULL,
-    expired INTEGER NOT NULL, cancelled INTEGER NOT NULL, unknown INTEGER NOT NULL,
+    expired INTEGER NOT NULL, cancelled INTEGER NOT NULL, unknown INTEGER NOT NULL, claims TEXT,
     PRIMARY KEY (run, stage, source, ordinal)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS items (
@@ -50,14 +50,26 @@ CREATE TABLE IF NOT EXISTS outages (destination TEXT PRIMARY KEY, until INTEGER 
 CREATE TABLE IF NOT EXISTS pauses (destination TEXT PRIMARY KEY, until INTEGER NOT NULL) WITHOUT ROWID;
 ";
 
+/// Whether the chunks of this ledger have claims: an early build knew none.
+pub(super) const HAS_CLAIMS: &str = "SELECT 1 FROM pragma_table_info('chunks') WHERE name = 'claims'";
+
+pub(super) const ADD_CLAIMS: &str = "ALTER TABLE chunks ADD COLUMN claims TEXT";
+
+/// Made after the column it is about.
+pub(super) const CLAIMED_CHUNKS: &str =
+    "CREATE INDEX IF NOT EXISTS claimed_chunks ON chunks (run) WHERE claims IS NOT NULL";
+
+pub(super) const CLAIMED: &str =
+    "SELECT run, stage, source, ordinal FROM chunks WHERE claims IS NOT NULL ORDER BY run";
+
 /// Where rows of a run are, the run's own last.
 pub(super) const OF_A_RUN: [&str; 6] = ["chunks", "items", "rejects", "pieces", "spans", "runs"];
 
 pub(super) const CHUNK: &str = "SELECT first, count, settled, digests, hops, succeeded, failed, skipped, expired, \
-     cancelled, unknown FROM chunks WHERE run = ?1 AND stage = ?2 AND source = ?3 AND ordinal = ?4";
+     cancelled, unknown, claims FROM chunks WHERE run = ?1 AND stage = ?2 AND source = ?3 AND ordinal = ?4";
 
 pub(super) const PUT_CHUNK: &str = "INSERT OR REPLACE INTO chunks VALUES \
-     (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
+     (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
 
 pub(super) const LIMITS: &str = "SELECT destination, rates FROM limits";
 

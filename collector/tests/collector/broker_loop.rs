@@ -55,8 +55,15 @@ async fn a_run_is_collected_told_and_let_go_of() {
         publish(&broker, &Completion::Outcomes(outcomes(id, span, 0, &span.to_ranges()))).await;
     }
     let (id, span) = chunk(&run, 7, 1);
-    let question =
-        Question { id, span, hop: 0, items: span.to_ranges(), reply_to: asker, token: "t7".into() };
+    let question = Question {
+        id,
+        span,
+        hop: 0,
+        items: span.to_ranges(),
+        reply_to: asker,
+        token: "t7".into(),
+        claim: None,
+    };
     publish(&broker, &Completion::Question(question)).await;
     let mut strange = sealed(&run, 600, 1).to_message(false);
     strange.kind = "strange".into();

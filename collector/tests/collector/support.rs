@@ -58,6 +58,8 @@ pub(crate) fn outcomes(id: ChunkId, span: Span, hop: u32, items: &Ranges) -> Out
         throttles: Runs::repeat(0, items.len()),
         holds: Runs::repeat(0, items.len()),
         handed_over: span.to_ranges().filter(|index| hop == 0 && !items.contains(index)),
+        claimant: None,
+        released: Ranges::new(),
         latencies: Latencies::default(),
         unasked: false,
         ids: false,

@@ -9,11 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use super::chunk::{Span, check_within, read_chunk_id, read_counts, read_hop, write_chunk_id};
 use super::{DecodeError, Headers, Message, WIRE_VERSION, decode_body, encode_body};
-use crate::ids::{ChunkId, JobHash, JobName, ProcessId, RunId, SourceName};
+use crate::ids::{ChunkId, Claimant, JobHash, JobName, ProcessId, RunId, SourceName};
 use crate::outcome::Outcome;
 use crate::ranges::{Ranges, Runs};
 
 pub use super::latencies::Latencies;
+pub use super::question::{Claim, Question};
 
 /// Completions are split so that no body exceeds this.
 pub const MAX_COMPLETION_BYTES: usize = 4 * 1024 * 1024;
@@ -38,6 +39,8 @@ pub enum Completion {
     Question(Question),
     /// A collector stands by. Whoever is given this is the active one; there is nothing else to it.
     StandsBy(StandsBy),
+    /// A collector's word to itself that claims are overdue.
+    Overdue(Overdue),
 }
 
 /// A run begins.
@@ -152,6 +155,10 @@ pub struct Outcomes {
     pub handed_over: Ranges,
     /// How long the attempts took.
     pub latencies: Latencies,
+    /// Who had claimed the items, where the effect must not repeat.
+    pub claimant: Option<Claimant>,
+    /// Claimed items of which the claimant says that nothing was sent.
+    pub released: Ranges,
     /// Whether this delivery was run without an answer to its question (law 4).
     pub unasked: bool,
     /// Whether each line begins with the item's id, a JSON string, and a tab.
@@ -160,28 +167,19 @@ pub struct Outcomes {
     pub body: Bytes,
 }
 
-/// A copy asks which of its items to run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Question {
-    /// The chunk.
-    pub id: ChunkId,
-    /// What the whole chunk covers.
-    pub span: Span,
-    /// The hop of the asking delivery.
-    pub hop: u32,
-    /// The items it carries.
-    pub items: Ranges,
-    /// The asking process; the answer goes to its own queue.
-    pub reply_to: ProcessId,
-    /// Drawn by the asker, returned in the answer.
-    pub token: String,
-}
-
 /// A collector stands by.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StandsBy {
     /// Which.
     pub process: ProcessId,
+}
+
+/// A collector's word to itself: claims whose time had run out at `at` are overdue. It goes through the queue behind
+/// every outcome that was sent in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overdue {
+    /// Unix milliseconds.
+    pub at: u64,
 }
 
 impl Completion {
@@ -203,6 +201,7 @@ impl Completion {
             Self::StandsBy(standing) => {
                 json_message("stands_by", format!("{}/stands_by", standing.process), standing)
             }
+            Self::Overdue(overdue) => json_message("overdue", format!("overdue/{}", overdue.at), overdue),
         }
     }
 
@@ -217,6 +216,7 @@ impl Completion {
             "outcomes" => Outcomes::from_message(message).map(Self::Outcomes),
             "question" => Question::from_message(message).map(Self::Question),
             "stands_by" => from_json(message).map(Self::StandsBy),
+            "overdue" => from_json(message).map(Self::Overdue),
             other => Err(DecodeError::Kind(other.to_owned())),
         }
     }
@@ -236,8 +236,13 @@ impl Outcomes {
                 headers.set_text(name, counts.to_string());
             }
         }
-        if !self.handed_over.is_empty() {
-            headers.set_text("handed_over", self.handed_over.to_string());
+        for (name, items) in [("handed_over", &self.handed_over), ("released", &self.released)] {
+            if !items.is_empty() {
+                headers.set_text(name, items.to_string());
+            }
+        }
+        if let Some(claimant) = &self.claimant {
+            headers.set_text("claimant", claimant.as_str());
         }
         if !self.latencies.is_empty() {
             headers.set_text("latencies", self.latencies.to_string());
@@ -264,7 +269,8 @@ impl Outcomes {
         let span = Span::parse(headers)?;
         let items: Ranges = headers.parse("items")?;
         let handed_over: Ranges = headers.parse_optional("handed_over")?.unwrap_or_default();
-        for set in [&items, &handed_over] {
+        let released: Ranges = headers.parse_optional("released")?.unwrap_or_default();
+        for set in [&items, &handed_over, &released] {
             if !set.is_empty() {
                 check_within(set, span)?;
             }
@@ -286,6 +292,8 @@ impl Outcomes {
             holds: read_counts(headers, "holds", items.len())?,
             items,
             handed_over,
+            claimant: headers.parse_optional("claimant")?,
+            released,
             latencies: headers.parse_optional("latencies")?.unwrap_or_default(),
             unasked: headers.optional_int("unasked")?.unwrap_or(0) != 0,
             ids: headers.optional_int("ids")?.unwrap_or(0) != 0,
@@ -294,42 +302,7 @@ impl Outcomes {
     }
 }
 
-impl Question {
-    fn to_message(&self) -> Message {
-        let mut headers = versioned();
-        write_chunk_id(&mut headers, &self.id);
-        headers.set_text("span", self.span.to_ranges().to_string());
-        headers.set_int("hop", u64::from(self.hop));
-        headers.set_text("items", self.items.to_string());
-        headers.set_text("token", self.token.as_str());
-        Message {
-            kind: "question".into(),
-            message_id: format!("{}/{}/{}/{}", self.id, self.hop, self.items, self.token),
-            reply_to: self.reply_to.to_string(),
-            headers,
-            content_encoding: String::new(),
-            body: Bytes::new(),
-        }
-    }
-
-    fn from_message(message: &Message) -> Result<Self, DecodeError> {
-        let headers = &message.headers;
-        let span = Span::parse(headers)?;
-        let items: Ranges = headers.parse("items")?;
-        check_within(&items, span)?;
-        let reply_to = message.reply_to.parse();
-        Ok(Self {
-            id: read_chunk_id(headers)?,
-            span,
-            hop: read_hop(headers)?,
-            items,
-            reply_to: reply_to.map_err(|_| DecodeError::Invalid("reply_to", "is no process".to_owned()))?,
-            token: headers.parse("token")?,
-        })
-    }
-}
-
-fn versioned() -> Headers {
+pub(super) fn versioned() -> Headers {
     let mut headers = Headers::new();
     headers.set_int("version", WIRE_VERSION.unsigned_abs());
     headers
@@ -373,6 +346,8 @@ mod tests {
             throttles: Runs::repeat(0, 2),
             holds: Runs::repeat(0, 2),
             handed_over: "321".parse().unwrap(),
+            claimant: Some(Claimant::generate()),
+            released: "321-322".parse().unwrap(),
             latencies: Latencies::default(),
             unasked: false,
             ids: false,
@@ -398,11 +373,22 @@ mod tests {
             items: "300-399".parse().unwrap(),
             reply_to: ProcessId::generate(),
             token: "t".into(),
+            claim: None,
         };
+        let claim = Claim {
+            claimant: Claimant::generate(),
+            holds_ms: 30_000,
+            attempts: Runs::from_iter([2, 1, 1]),
+            ids: Some(vec!["a\n\u{0}".into(), String::new(), "\u{1F980}".into()]),
+        };
+        let claiming =
+            Question { items: "300,302-303".parse().unwrap(), claim: Some(claim), ..question.clone() };
         for completion in [
             Completion::Outcomes(outcomes()),
             Completion::Progress(progress),
             Completion::Question(question),
+            Completion::Question(claiming),
+            Completion::Overdue(Overdue { at: 7 }),
             Completion::Rejects(Rejects { run, rejects: vec![] }),
         ] {
             assert_eq!(Completion::from_message(&completion.to_message(true)).unwrap(), completion);

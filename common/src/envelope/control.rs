@@ -80,11 +80,15 @@ pub struct RunNews {
 pub struct Answer {
     /// The question's token.
     pub token: String,
-    /// The items to run, as ranges: neither settled nor handed to a higher hop.
+    /// The items to run, as ranges: neither settled, nor handed to a higher hop, nor claimed by somebody else.
     pub run_items: String,
     /// Those of them that a live consumer is still working on, as ranges: they are to wait.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub busy_items: String,
+    /// Items that are open and not to be run for now, since somebody else has claimed them. None from a collector that
+    /// knows nothing of claims.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claimed: Option<Ranges>,
 }
 
 impl Answer {

@@ -10,6 +10,7 @@ pub mod completion;
 pub mod control;
 mod headers;
 mod latencies;
+mod question;
 
 pub use body::{Lines, MAX_BODY_BYTES, decode_body, encode_body};
 pub use headers::{DecodeError, HeaderValue, Headers};

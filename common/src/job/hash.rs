@@ -1,6 +1,6 @@
 //! The job hash: by what a consumer knows which job file a message was made for.
 //!
-//! It covers the canonical meaning of the stages: name, type, and what the type does with an item. Not how
+//! It covers the canonical meaning of the stages: name, type, effect, and what the type does with an item. Not how
 //! often, how fast, how long or within which bounds (`timeout`, `retry`, `concurrency`, `destination`,
 //! `max_..._bytes`), nor sources, chunks, sinks and tolerance, so that those can change under a running run.
 //! It is taken before environment variables are filled in, and after defaults are: an order of keys, a comment
@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::{CommandOutput, EnvText, ProcessorSpec, StageSpec};
+use super::{CommandOutput, Effect, EnvText, ProcessorSpec, StageSpec};
 use crate::ids::JobHash;
 
 /// Changed when the same stages must hash differently.
@@ -30,12 +30,16 @@ pub fn of_stages(stages: &[StageSpec]) -> JobHash {
 }
 
 fn canonical_stage(stage: &StageSpec) -> Value {
-    json!({
+    let mut canonical = json!({
         "name": stage.name,
         "when": stage.when,
         "skip_when": stage.skip_when,
         "processor": canonical_processor(&stage.processor),
-    })
+    });
+    if stage.effect == Effect::AtMostOnce {
+        canonical["effect"] = json!("at-most-once");
+    }
+    canonical
 }
 
 fn canonical_processor(processor: &ProcessorSpec) -> Value {
@@ -109,6 +113,7 @@ mod tests {
             url = 'https://crm.example/{{ item.id }}'
             type = "http"
             name = "push"
+            effect = "at-least-once"
             timeout = "5s"
             retry = { count = 9 }
             concurrency = 50
@@ -137,6 +142,7 @@ mod tests {
             ("type = \"http\"", "type = \"http\"\nretry_statuses = [503]"),
             ("type = \"http\"", "type = \"http\"\nwhen = \".active\""),
             ("type = \"http\"", "type = \"http\"\nskip_when = \".active\""),
+            ("type = \"http\"", "type = \"http\"\neffect = \"at-most-once\""),
         ] {
             assert!(HTTP.contains(old), "{old}");
             assert_ne!(hash(&HTTP.replace(old, new)), hash(HTTP), "{new}");

@@ -5,6 +5,7 @@
 //! [`EnvText::resolve`], so a producer needs no token of a stage, and nothing that prints a job leaks.
 
 mod amount;
+mod effect;
 mod env_text;
 pub mod hash;
 pub mod jq;
@@ -19,6 +20,7 @@ pub use crate::resilience::breaker::{BreakerSpec, FailureRate};
 pub use crate::resilience::pause::ThrottleScope;
 pub use crate::resilience::rate::Rate;
 pub use amount::{format_bytes, format_duration, parse_bytes, parse_duration};
+pub use effect::Effect;
 pub use env_text::{EnvLookup, EnvText, MissingVariable, Redactor, Resolved};
 pub use notify::{NotifyEvent, NotifySpec};
 pub use problems::{Problem, Problems};
@@ -162,6 +164,8 @@ pub struct StageSpec {
     pub when: Option<String>,
     /// `skip_when`: jq; an item for which it is true ends as skipped.
     pub skip_when: Option<String>,
+    /// `effect`: what becomes of an item whose call may or may not have been made.
+    pub effect: Effect,
 }
 
 /// `concurrency` of a stage.

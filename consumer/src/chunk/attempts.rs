@@ -1,5 +1,6 @@
 //! Trying one item: an attempt after another, until it has ended or has to wait elsewhere.
 
+use std::convert::Infallible;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,11 +13,12 @@ use windrow_common::envelope::completion::Latencies;
 use windrow_common::outcome::Outcome;
 use windrow_common::telemetry::metrics::{InFlight, StageMetrics};
 
-use super::triage::expired;
-use crate::processor::{Attempt, Item, Outage, Retry, StageContext, seen};
+use super::claims::{Claimed, Claims};
+use super::triage::{HOLD_STEP, expired};
+use crate::processor::{Attempt, Item, Outage, Permit, Retry, StageContext, seen};
 use crate::slots::SlotGuard;
-use crate::stage::StageRunner;
-use crate::verdict::{Counts, End, Verdict, decide};
+use crate::stage::{StageIntake, StageRunner};
+use crate::verdict::{Counts, End, Verdict, decide, in_doubt};
 
 /// A probe that fails ends its item only after so many attempts beyond its retries: an outage fails no item, and one
 /// that is itself what the destination fails at does not probe for ever.
@@ -29,6 +31,8 @@ pub(super) enum Became {
     Ended(Counts, End),
     /// It is to be tried again, not before `due`.
     Later(Counts, Instant),
+    /// It has ended elsewhere, or was handed on.
+    NotOurs,
 }
 
 /// What the items of a chunk share: nothing that one item can change for another.
@@ -46,6 +50,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) closing: &'a CancellationToken,
     /// How long attempts took.
     pub(super) latencies: &'a Mutex<Latencies>,
+    /// Where the effect must not repeat.
+    pub(super) claims: Option<&'a Claims>,
     /// When the items' time runs out.
     pub(super) expires: Option<Instant>,
 }
@@ -55,6 +61,22 @@ impl Surroundings<'_> {
     fn expiry(&self) -> Option<End> {
         let has_expired = self.expires.is_some_and(|expires| expires <= clock::now());
         has_expired.then(|| End::without_success(Outcome::Expired, &expired()))
+    }
+
+    /// What becomes of an item whose attempt may not begin now.
+    fn hindrance(&self, counts: Counts) -> Option<Became> {
+        if self.closing.is_cancelled() {
+            return Some(Became::Later(counts, clock::now()));
+        }
+        self.expiry().map(|end| Became::Ended(counts, end))
+    }
+
+    /// Asks for the claims that items wait for, for ever.
+    pub(super) async fn ask_for_claims(&self, intake: &StageIntake) -> Infallible {
+        match self.claims {
+            Some(claims) => claims.ask_as_wanted(intake).await,
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -74,24 +96,16 @@ pub(super) async fn run_item(
         let verdict = if let Some(decided) = version.processor.decide(&item) {
             decide(&version.retry, decided, counts, || chance(&item, counts))
         } else {
-            let admitted = tokio::select! {
-                biased;
-                admitted = version.processor.permit() => admitted,
-                () = surroundings.closing.cancelled() => return Became::Later(counts, clock::now()),
-            };
-            let mut permit = match admitted {
+            let mut permit = match admission(surroundings, &item, counts).await {
                 Ok(permit) => permit,
-                Err(outage) => return held(surroundings.metrics, counts, outage),
+                Err(became) => return became,
             };
-            if surroundings.closing.is_cancelled() {
-                return Became::Later(counts, clock::now());
-            }
-            if let Some(end) = surroundings.expiry() {
-                return Became::Ended(counts, end);
-            }
             let attempt = attempt(surroundings, &item).await;
             count(surroundings.metrics, &attempt, &mut counts);
             let still_down = permit.as_mut().and_then(|permit| permit.note(&attempt));
+            if let Some(end) = surroundings.claims.and_then(|_| in_doubt(&attempt)) {
+                return Became::Ended(counts, end);
+            }
             match still_down {
                 Some(outage) if counts.attempts <= version.retry.count.saturating_add(MAX_PROBES) => {
                     return Became::Later(counts, outage.until);
@@ -124,11 +138,48 @@ pub(super) async fn run_item(
     }
 }
 
-/// An item that the destination's breaker keeps from being tried.
-fn held(metrics: &StageMetrics, mut counts: Counts, outage: Outage) -> Became {
+/// Waits until an attempt may begin: for the destination's permit and, where the effect must not repeat, for the claim.
+/// The other way round a claim would wait for permits, and what is claimed is in doubt when its consumer dies.
+async fn admission(
+    surroundings: &Surroundings<'_>,
+    item: &Item,
+    counts: Counts,
+) -> Result<Option<Permit>, Became> {
+    let admitted = tokio::select! {
+        biased;
+        admitted = surroundings.version.processor.permit() => admitted,
+        () = surroundings.closing.cancelled() => return Err(Became::Later(counts, clock::now())),
+    };
+    let permit = admitted.map_err(|outage| held(surroundings.metrics, counts, outage))?;
+    if let Some(became) = surroundings.hindrance(counts) {
+        return Err(became);
+    }
+    let Some(claims) = surroundings.claims else { return Ok(permit) };
+    let claimed = tokio::select! {
+        biased;
+        claimed = claims.claim(item) => claimed,
+        // Whatever the answer will be, nothing begins any more.
+        () = surroundings.closing.cancelled() => Claimed::Granted,
+    };
+    let hindrance = match claimed {
+        Claimed::Granted => surroundings.hindrance(counts),
+        Claimed::Over => Some(Became::NotOurs),
+        Claimed::ByAnother | Claimed::Unanswered => {
+            let until = clock::now() + HOLD_STEP;
+            Some(held(surroundings.metrics, counts, Outage { until }))
+        }
+    };
+    let Some(became) = hindrance else { return Ok(permit) };
+    if let Some(permit) = permit {
+        permit.unused();
+    }
+    Err(became)
+}
+
+/// An item that cannot be tried for now: its destination is down, or somebody else has claimed it.
+fn held(metrics: &StageMetrics, counts: Counts, outage: Outage) -> Became {
     metrics.holds.inc();
-    counts.holds = counts.holds.saturating_add(1);
-    Became::Later(counts, outage.until)
+    Became::Later(counts.held(), outage.until)
 }
 
 /// A call that a limit refused is no attempt.
@@ -150,12 +201,18 @@ async fn attempt(surroundings: &Surroundings<'_>, item: &Item) -> Attempt {
     let version = surroundings.version;
     let started = clock::now();
     let _in_flight = InFlight::enter(&surroundings.metrics.items_in_flight);
+    if let Some(claims) = surroundings.claims {
+        claims.set_under_way(item.index, true);
+    }
     let work = AssertUnwindSafe(version.processor.processor().process(item)).catch_unwind();
     let attempt = match tokio::time::timeout(version.timeout, work).await {
         Ok(Ok(attempt)) => attempt,
         Ok(Err(panic)) => panicked(item, panic.as_ref()),
         Err(_) => timed_out(item, version.timeout),
     };
+    if let Some(claims) = surroundings.claims {
+        claims.set_under_way(item.index, false);
+    }
     let elapsed = clock::now().saturating_duration_since(started);
     if let Some(seen) = seen(&attempt) {
         version.slots.note(seen, elapsed, started + elapsed);
@@ -172,7 +229,7 @@ fn panicked(item: &Item, panic: &(dyn std::any::Any + Send)) -> Attempt {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
     let text: String = text.chars().take(200).collect();
-    failure("panic", format!("the processor panicked: {text}"), Retry::Never)
+    Attempt::failed("panic", format!("the processor panicked: {text}"), Retry::Never)
 }
 
 fn timed_out(item: &Item, timeout: Duration) -> Attempt {
@@ -180,12 +237,7 @@ fn timed_out(item: &Item, timeout: Duration) -> Attempt {
     tracing::warn!(run = %context.run, stage = %context.stage, item = item.index, attempt = item.attempt,
         timeout_seconds = timeout.as_secs_f64(), "an attempt timed out and was cancelled");
     let message = format!("no answer within {}", windrow_common::job::format_duration(timeout));
-    failure("timeout", message, Retry::Later)
-}
-
-fn failure(class: &str, message: String, retry: Retry) -> Attempt {
-    use windrow_common::envelope::completion::ItemError;
-    Attempt::Failed { error: ItemError { class: class.to_owned(), message, status: None }, retry }
+    Attempt::failed("timeout", message, Retry::Later)
 }
 
 /// A number from 0 to 1, spread evenly over items, and over the tries of one. The same again for the same try: jitter

@@ -15,21 +15,27 @@ use windrow_common::broker::{Delivery, Outgoing, Queue};
 use windrow_common::clock;
 use windrow_common::envelope::chunk::ChunkHeader;
 use windrow_common::envelope::completion::Latencies;
+use windrow_common::job::Effect;
 use windrow_common::outcome::Outcome;
 use windrow_common::ranges::Ranges;
 
 use self::early::Published;
 use super::attempts::{Became, Surroundings, run_item};
-use super::report::{self, Ended, SentOn};
-use super::triage::run_stopped;
+use super::claims::Claims;
+use super::report::{self, Besides, Ended, SentOn};
+use super::triage::{HOLD_STEP, run_stopped};
 use crate::processor::{Item, StageContext};
+use crate::questions::Told;
 use crate::runs::Word;
 use crate::slots::SlotGuard;
 use crate::stage::{StageIntake, StageRunner};
-use crate::verdict::{Counts, End};
+use crate::verdict::{Counts, End, dropped_call};
 
 /// Outcomes of a slow chunk are published at the latest this long after they settle.
 const REPORT_INTERVAL: Duration = Duration::from_millis(200);
+
+/// The same where the effect must not repeat: what is not told when the consumer dies is in doubt.
+const CLAIMED_REPORT_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Items run in one go before other tasks get a turn.
 const ITEMS_PER_TURN: usize = 64;
@@ -71,32 +77,43 @@ pub(crate) struct ChunkRun<'a> {
     deadline: Instant,
     slots: Vec<Slot>,
     next: usize,
+    /// Where the effect must not repeat.
+    claims: Option<Arc<Claims>>,
     unasked: bool,
     /// Whether nothing else is in this process: then there is nobody to make room for.
     is_alone: bool,
 }
 
 impl<'a> ChunkRun<'a> {
-    /// A chunk to run: all its items, or those `wanted`.
+    /// A chunk to run: all its items, or those the collector `told`. What somebody else has claimed waits elsewhere.
     pub(crate) fn new(
         intake: &'a StageIntake,
         version: &'a StageRunner,
         delivery: &Delivery,
         header: ChunkHeader,
         lines: &[Bytes],
-        wanted: Option<&Ranges>,
+        told: Option<&Told>,
         unasked: bool,
     ) -> Self {
-        let slot = |(index, raw, counts)| {
-            let ours = wanted.is_none_or(|wanted| wanted.contains(index));
-            let standing = if ours { Standing::Open } else { Standing::NotOurs };
+        let slot = |(index, raw, counts): (u64, Bytes, Counts)| {
+            let is_claimed = |told: &Told| told.claimed.as_ref().is_some_and(|items| items.contains(index));
+            let (counts, standing) = match told {
+                Some(told) if is_claimed(told) => {
+                    intake.metrics.holds.inc();
+                    (counts.held(), Standing::Later(clock::now() + HOLD_STEP))
+                }
+                Some(told) if !told.run.contains(index) => (counts, Standing::NotOurs),
+                _ => (counts, Standing::Open),
+            };
             Slot { index, raw, counts, standing }
         };
+        let is_claiming = version.effect == Effect::AtMostOnce;
+        let claims = is_claiming.then(|| Arc::new(Claims::new(&header, version.timeout)));
         let slots = report::carried(&header, lines).map(slot).collect();
         let lost = delivery.lost.clone();
         let deadline = delivery.received_at + version.budget;
         let is_alone = matches!(delivery.queue, Queue::Alone(_));
-        Self { intake, version, header, lost, deadline, slots, next: 0, unasked, is_alone }
+        Self { intake, version, header, lost, deadline, slots, next: 0, claims, unasked, is_alone }
     }
 
     /// Runs the items and returns what is to be sent before the delivery is let go of.
@@ -104,6 +121,7 @@ impl<'a> ChunkRun<'a> {
         // A lost delivery starts no further item, from the very moment it is lost (law 4).
         let closing = self.lost.child_token();
         let latencies = Mutex::default();
+        let claims = self.claims.clone();
         let surroundings = Surroundings {
             version: self.version,
             metrics: &self.intake.metrics,
@@ -111,6 +129,7 @@ impl<'a> ChunkRun<'a> {
             deadline: self.deadline,
             closing: &closing,
             latencies: &latencies,
+            claims: claims.as_deref(),
             expires: self.header.expires.map(|expires| {
                 clock::now() + Duration::from_millis(expires.saturating_sub(clock::unix_ms()))
             }),
@@ -129,8 +148,11 @@ impl<'a> ChunkRun<'a> {
         let intake = self.intake;
         let (lost, run) = (self.lost.clone(), self.header.id.run.clone());
         let mut running: Running<'_> = FuturesUnordered::new();
-        let mut report_at = tokio::time::Instant::now() + REPORT_INTERVAL;
+        let interval = if self.claims.is_some() { CLAIMED_REPORT_INTERVAL } else { REPORT_INTERVAL };
+        let mut report_at = tokio::time::Instant::now() + interval;
         let deadline = tokio::time::Instant::from_std(self.deadline);
+        let asking = surroundings.ask_for_claims(intake);
+        tokio::pin!(asking);
         let is_alone = self.is_alone;
         if self.makes_room() {
             surroundings.closing.cancel();
@@ -148,6 +170,7 @@ impl<'a> ChunkRun<'a> {
                 biased;
                 () = intake.abort.cancelled() => return,
                 Some((position, became)) = running.next() => self.note(position, became),
+                never = &mut asking => match never {},
                 slot = version.slots.acquire(), if may_start => self.start(surroundings, slot, &mut running),
                 _ = version.processor.outage(), if may_start => {}
                 () = intake.runs.halted(&run), if !closing => {}
@@ -158,7 +181,7 @@ impl<'a> ChunkRun<'a> {
                 () = tokio::time::sleep_until(report_at) => {
                     self.report_early(publishing);
                     self.leave_early(publishing);
-                    report_at = tokio::time::Instant::now() + REPORT_INTERVAL;
+                    report_at = tokio::time::Instant::now() + interval;
                 }
                 Some(published) = publishing.next() => self.note_published(published),
             }
@@ -172,7 +195,7 @@ impl<'a> ChunkRun<'a> {
     {
         let version = self.version;
         for started in 1.. {
-            self.skip_what_is_not_ours();
+            self.skip_what_is_not_to_start();
             if self.next >= self.slots.len() || surroundings.closing.is_cancelled() {
                 return;
             }
@@ -193,7 +216,7 @@ impl<'a> ChunkRun<'a> {
         for slot in self.slots.iter_mut().skip(self.next) {
             if matches!(slot.standing, Standing::Open) {
                 self.intake.metrics.holds.inc();
-                slot.counts.holds = slot.counts.holds.saturating_add(1);
+                slot.counts = slot.counts.held();
                 slot.standing = Standing::Later(outage.until);
             }
         }
@@ -237,8 +260,8 @@ impl<'a> ChunkRun<'a> {
         !self.is_alone && self.intake.solitude.is_sought()
     }
 
-    fn skip_what_is_not_ours(&mut self) {
-        while self.slots.get(self.next).is_some_and(|slot| matches!(slot.standing, Standing::NotOurs)) {
+    fn skip_what_is_not_to_start(&mut self) {
+        while self.slots.get(self.next).is_some_and(|slot| !matches!(slot.standing, Standing::Open)) {
             self.next += 1;
         }
     }
@@ -250,7 +273,7 @@ impl<'a> ChunkRun<'a> {
         slot: SlotGuard<'r>,
         running: &mut Running<'r>,
     ) {
-        self.skip_what_is_not_ours();
+        self.skip_what_is_not_to_start();
         let position = self.next;
         let Some(begun) = self.slots.get(position) else { return };
         self.next += 1;
@@ -274,14 +297,17 @@ impl<'a> ChunkRun<'a> {
         (slot.counts, slot.standing) = match became {
             Became::Ended(counts, end) => (counts, Standing::Ended(end)),
             Became::Later(counts, due) => (counts, Standing::Later(due)),
+            Became::NotOurs => (slot.counts, Standing::NotOurs),
         };
+        if let (Some(claims), Standing::Ended(_)) = (&self.claims, &slot.standing) {
+            claims.ended(slot.index);
+        }
     }
 
     /// Publishes what has ended since the last time.
     fn report_early(&mut self, publishing: &mut Publishing<'a>) {
         let ended = self.take_ended();
-        let completions =
-            report::completions(&self.header, &ended, &Ranges::new(), &Latencies::default(), false);
+        let completions = report::completions(&self.header, &ended, &self.besides());
         for completion in completions {
             let outgoing = report::to_collector(&completion, self.version.compress);
             publishing.push(Box::pin(early::publish(self.intake, vec![outgoing], Vec::new())));
@@ -306,6 +332,7 @@ impl<'a> ChunkRun<'a> {
     /// Remainders first, then the completions; the last one names what was handed over (law 2). When the
     /// delivery is lost its copy has the open items, so none of them is sent on.
     fn last_words(mut self, latencies: &Mutex<Latencies>) -> Vec<Outgoing> {
+        self.end_dropped_calls();
         let ended = self.take_ended();
         let sent_on: Vec<SentOn> = if self.lost.is_cancelled() {
             Vec::new()
@@ -317,9 +344,30 @@ impl<'a> ChunkRun<'a> {
         let mut outgoing =
             report::remainders(&self.header, &self.intake.key, &sent_on, clock::now(), compress);
         let latencies = std::mem::take(&mut *latencies.lock().unwrap_or_else(PoisonError::into_inner));
-        let completions = report::completions(&self.header, &ended, &handed_over, &latencies, self.unasked);
+        let released = self.claims.as_ref().map_or_else(Ranges::new, |claims| claims.release_all());
+        let unasked = self.unasked;
+        let besides = Besides { handed_over, released, latencies, unasked, ..self.besides() };
+        let completions = report::completions(&self.header, &ended, &besides);
         outgoing.extend(completions.iter().map(|completion| report::to_collector(completion, compress)));
         outgoing
+    }
+
+    /// Where the effect must not repeat, a call that was dropped before it came back is not made again.
+    fn end_dropped_calls(&mut self) {
+        let Some(claims) = &self.claims else { return };
+        for slot in &mut self.slots {
+            if matches!(slot.standing, Standing::Open) && claims.is_under_way(slot.index) {
+                claims.ended(slot.index);
+                slot.counts.attempts = slot.counts.attempts.saturating_add(1);
+                slot.standing = Standing::Ended(dropped_call());
+            }
+        }
+    }
+
+    /// What each of its completions says.
+    fn besides(&self) -> Besides {
+        let claimant = self.claims.as_ref().map(|claims| claims.claimant.clone());
+        Besides { claimant, ..Besides::default() }
     }
 
     fn context(&self) -> Arc<StageContext> {

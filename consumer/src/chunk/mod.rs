@@ -5,6 +5,7 @@
 //! them and lets go of the delivery.
 
 mod attempts;
+mod claims;
 mod items;
 mod report;
 mod suspicion;
@@ -20,6 +21,7 @@ use windrow_common::broker::{BrokerError, Delivery, Outgoing, Queue, Settlement,
 use windrow_common::clock;
 use windrow_common::envelope::Message;
 use windrow_common::envelope::chunk::{ChunkHeader, KIND};
+use windrow_common::job::Effect;
 use windrow_common::outcome::Outcome;
 use windrow_common::ranges::Ranges;
 
@@ -27,6 +29,7 @@ use self::items::ChunkRun;
 use self::report::SentOn;
 use self::suspicion::{Treatment, is_suspect, treatment};
 use self::triage::{Circumstances, Triage, held_by_outage, held_by_work, makes_no_call, triage, unanswered};
+use crate::questions::Told;
 use crate::stage::{StageIntake, StageRunner};
 use crate::verdict::End;
 
@@ -81,22 +84,23 @@ async fn ask(
     intake.metrics.questions_asked.inc();
     let answer = tokio::select! {
         biased;
-        answer = intake.questions.ask(&header) => answer,
+        answer = intake.questions.ask(&header.id, header.span, header.hop, header.items.clone(), None) => answer,
         () = delivery.lost.cancelled() => return,
     };
-    match answer {
-        Ok(Some(answered)) => {
+    // A collector that says nothing of claims knows none: where the effect must not repeat its word is no answer.
+    let is_answer = |told: &Told| version.effect == Effect::AtLeastOnce || told.claimed.is_some();
+    match answer.map(|told| told.filter(is_answer)) {
+        Ok(Some(told)) => {
             intake.metrics.questions_answered.inc();
-            if answered.busy.is_empty() {
-                return treat(intake, version, delivery, header, lines, &answered.run).await;
-            }
+            let Some(reason) = reason_to_wait(&header, &told) else {
+                return treat(intake, version, delivery, header, lines, &told).await;
+            };
             intake.metrics.copies_held.inc();
-            tracing::info!(chunk = %header.id, hop = header.hop, busy = %answered.busy,
-                "a copy waits: another consumer is still working on it");
+            tracing::info!(chunk = %header.id, hop = header.hop, reason, "a copy waits");
             let held = held_by_work(&header);
             without_running(intake, delivery, header, lines, held).await;
         }
-        Ok(None) => match unanswered(&header) {
+        Ok(None) => match unanswered(&header, version.effect) {
             Triage::Run => {
                 intake.metrics.chunks_unasked.inc();
                 tracing::warn!(chunk = %header.id, "no collector answered for ten minutes: running a copy unasked");
@@ -108,6 +112,16 @@ async fn ask(
     }
 }
 
+/// Why a copy is put aside whole, if it is. What somebody else has claimed of one that came back too often is not to be
+/// left behind when that is taken apart.
+fn reason_to_wait(header: &ChunkHeader, told: &Told) -> Option<&'static str> {
+    if !told.busy.is_empty() {
+        return Some("another consumer is still working on it");
+    }
+    let is_claimed = told.claimed.as_ref().is_some_and(|claimed| !claimed.is_empty());
+    (is_claimed && is_suspect(header)).then_some("somebody else has claimed items of it")
+}
+
 /// What becomes of the items of a copy that are to run, by how often it came back.
 async fn treat(
     intake: &StageIntake,
@@ -115,11 +129,11 @@ async fn treat(
     delivery: Delivery,
     header: ChunkHeader,
     lines: &[Bytes],
-    wanted: &Ranges,
+    told: &Told,
 ) {
-    match treatment(&header, wanted.len()) {
-        Treatment::Run => run(intake, version, delivery, header, lines, Some(wanted), false).await,
-        Treatment::Isolate(each) => isolate(intake, version, delivery, &header, lines, wanted, each).await,
+    match treatment(&header, told.run.len()) {
+        Treatment::Run => run(intake, version, delivery, header, lines, Some(told), false).await,
+        Treatment::Isolate(each) => isolate(intake, version, delivery, &header, lines, &told.run, each).await,
         Treatment::Convict(error) => {
             intake.metrics.items_poisonous.inc();
             tracing::error!(chunk = %header.id, items = %header.items, reason = error.message,
@@ -136,12 +150,13 @@ async fn run(
     delivery: Delivery,
     header: ChunkHeader,
     lines: &[Bytes],
-    wanted: Option<&Ranges>,
+    told: Option<&Told>,
     unasked: bool,
 ) {
     // Until it is settled: its outcomes may wait for the broker.
-    let _work = intake.in_hand.begin(&header, wanted.unwrap_or(&header.items), clock::now());
-    let outgoing = ChunkRun::new(intake, version, &delivery, header, lines, wanted, unasked).run().await;
+    let wanted = told.map_or(&header.items, |told| &told.run);
+    let _work = intake.in_hand.begin(&header, wanted, clock::now());
+    let outgoing = ChunkRun::new(intake, version, &delivery, header, lines, told, unasked).run().await;
     if outgoing.iter().any(|outgoing| outgoing.message.kind == KIND) {
         intake.metrics.chunks_handed_over.inc();
     }

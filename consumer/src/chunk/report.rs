@@ -8,7 +8,7 @@ use windrow_common::broker::{Outgoing, Queue, Target};
 use windrow_common::clock;
 use windrow_common::envelope::chunk::{ChunkHeader, id_of};
 use windrow_common::envelope::completion::{Completion, Latencies, MAX_COMPLETION_BYTES, Outcomes};
-use windrow_common::ids::StageKey;
+use windrow_common::ids::{Claimant, StageKey};
 use windrow_common::ranges::{Ranges, Runs};
 
 use crate::verdict::{Counts, End};
@@ -43,33 +43,49 @@ pub(crate) struct SentOn {
     pub(crate) due: Option<Instant>,
 }
 
+/// What a delivery says beside how its items ended.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Besides {
+    /// Items that remainders carry on.
+    pub(crate) handed_over: Ranges,
+    /// Who claimed the items, where the effect must not repeat.
+    pub(crate) claimant: Option<Claimant>,
+    /// Claimed items for which nothing was sent.
+    pub(crate) released: Ranges,
+    /// How long attempts took.
+    pub(crate) latencies: Latencies,
+    /// Whether the chunk was run without an answer to its question.
+    pub(crate) unasked: bool,
+}
+
 /// The completions for these items, ascending by index; several when their bodies exceed
 /// [`MAX_COMPLETION_BYTES`] together. None when there is nothing to say.
-pub(crate) fn completions(
-    header: &ChunkHeader,
-    ended: &[Ended],
-    handed_over: &Ranges,
-    latencies: &Latencies,
-    unasked: bool,
-) -> Vec<Completion> {
+pub(crate) fn completions(header: &ChunkHeader, ended: &[Ended], besides: &Besides) -> Vec<Completion> {
     let mut messages = Vec::new();
     let body_bytes: usize = ended.iter().map(|item| item.end.line.len() + 1).sum();
-    let mut current = Builder::new(header, body_bytes.min(MAX_COMPLETION_BYTES));
+    let builder = |body_bytes| Builder::new(header, besides.claimant.clone(), body_bytes);
+    let mut current = builder(body_bytes.min(MAX_COMPLETION_BYTES));
     for item in ended {
         if !current.fits(item) {
-            messages.push(std::mem::replace(&mut current, Builder::new(header, 0)).finish());
+            messages.push(std::mem::replace(&mut current, builder(0)).finish());
         }
         current.push(item);
     }
-    for index in handed_over.iter() {
+    for index in besides.handed_over.iter() {
         if current.count >= MAX_ITEMS_PER_MESSAGE {
-            messages.push(std::mem::replace(&mut current, Builder::new(header, 0)).finish());
+            messages.push(std::mem::replace(&mut current, builder(0)).finish());
         }
         current.hand_over(index);
     }
-    if current.count > 0 || !latencies.is_empty() {
-        let last = Outcomes { latencies: latencies.clone(), unasked, ..current.finish() };
-        messages.push(last);
+    for index in besides.released.iter() {
+        if current.count >= MAX_ITEMS_PER_MESSAGE {
+            messages.push(std::mem::replace(&mut current, builder(0)).finish());
+        }
+        current.release(index);
+    }
+    if current.count > 0 || !besides.latencies.is_empty() {
+        let (latencies, unasked) = (besides.latencies.clone(), besides.unasked);
+        messages.push(Outcomes { latencies, unasked, ..current.finish() });
     }
     messages.into_iter().map(Completion::Outcomes).collect()
 }
@@ -79,7 +95,7 @@ pub(crate) fn all_ended(header: &ChunkHeader, lines: &[Bytes], end: &End) -> Vec
     let ended: Vec<Ended> = carried(header, lines)
         .map(|(index, raw, counts)| Ended { index, raw, counts, end: end.clone() })
         .collect();
-    let completions = completions(header, &ended, &Ranges::new(), &Latencies::default(), false);
+    let completions = completions(header, &ended, &Besides::default());
     completions.iter().map(|completion| to_collector(completion, false)).collect()
 }
 
@@ -117,7 +133,7 @@ pub(crate) fn isolated(
         outgoing.push(Outgoing { target, message: remainder_of(&header, &part, None, compress) });
     }
     let handed_over = Ranges::from_ascending(items.iter().map(|item| item.index));
-    let completions = completions(&header, &[], &handed_over, &Latencies::default(), false);
+    let completions = completions(&header, &[], &Besides { handed_over, ..Besides::default() });
     outgoing.extend(completions.iter().map(|completion| to_collector(completion, compress)));
     outgoing
 }
@@ -204,7 +220,7 @@ struct Builder {
 }
 
 impl Builder {
-    fn new(header: &ChunkHeader, body_bytes: usize) -> Self {
+    fn new(header: &ChunkHeader, claimant: Option<Claimant>, body_bytes: usize) -> Self {
         let outcomes = Outcomes {
             id: header.id.clone(),
             span: header.span,
@@ -215,6 +231,8 @@ impl Builder {
             throttles: Runs::default(),
             holds: Runs::default(),
             handed_over: Ranges::new(),
+            claimant,
+            released: Ranges::new(),
             latencies: Latencies::default(),
             unasked: false,
             ids: header.id_field.is_some(),
@@ -254,6 +272,11 @@ impl Builder {
         self.outcomes.handed_over.push(index);
     }
 
+    fn release(&mut self, index: u64) {
+        self.count += 1;
+        self.outcomes.released.push(index);
+    }
+
     fn finish(self) -> Outcomes {
         Outcomes { body: self.body.freeze(), ..self.outcomes }
     }
@@ -273,11 +296,17 @@ mod tests {
         Ended { index, raw, counts: Counts { attempts: 1, throttles: 0, holds: 0 }, end }
     }
 
+    /// These items, claimed and released as well.
+    fn handing_over(items: Ranges) -> Besides {
+        let claimant = Some(Claimant::generate());
+        Besides { handed_over: items.clone(), released: items, claimant, ..Besides::default() }
+    }
+
     #[test]
     fn outcomes_are_split_at_four_mebibytes_and_each_item_is_in_one() {
         let line = format!("\"{}\"", "x".repeat(900_000));
         let items: Vec<Ended> = (0..10).map(|index| ended(index, &line)).collect();
-        let all = completions(&header(10), &items, &"9".parse().unwrap(), &Latencies::default(), false);
+        let all = completions(&header(10), &items, &handing_over("9".parse().unwrap()));
         assert_eq!(all.len(), 3);
         let mut seen = Vec::new();
         for completion in &all {
@@ -308,7 +337,7 @@ mod tests {
             .collect();
         let header = header(100_000);
         let handed_over = Ranges::from_ascending(sent.iter().map(|item| item.index));
-        let all = completions(&header, &items, &handed_over, &Latencies::default(), false);
+        let all = completions(&header, &items, &handing_over(handed_over));
         let messages = all.iter().map(|completion| completion.to_message(false));
         let remainders = remainders(&header, &header.stage_key(), &sent, Instant::now(), false);
         for message in messages.chain(remainders.into_iter().map(|outgoing| outgoing.message)) {
@@ -323,7 +352,7 @@ mod tests {
     fn a_line_begins_with_its_items_id_where_the_source_names_one() {
         for (field, expected) in [("email", "\"a\\tb@x\"\t1\n"), ("n", "\"7\"\t1\n"), ("none", "\"\"\t1\n")] {
             let header = ChunkHeader { id_field: Some(field.into()), ..header(1) };
-            let all = completions(&header, &[ended(0, "1")], &Ranges::new(), &Latencies::default(), false);
+            let all = completions(&header, &[ended(0, "1")], &Besides::default());
             let Completion::Outcomes(outcomes) = &all[0] else { panic!() };
             assert_eq!(outcomes.body, expected);
         }

@@ -1,6 +1,7 @@
 //! The life of a delivery, on the embedded broker.
 
 mod adapting;
+mod claims;
 mod copies;
 mod expiry;
 mod isolation;
@@ -26,7 +27,7 @@ use windrow_common::envelope::chunk::ChunkHeader;
 use windrow_common::envelope::completion::{Completion, ItemError, Outcomes, Question};
 use windrow_common::envelope::control::{Answer, Control};
 use windrow_common::ids::{Group, ProcessId};
-use windrow_common::job::{Concurrency, RetrySpec, Schedule};
+use windrow_common::job::{Concurrency, Effect, RetrySpec, Schedule};
 use windrow_common::outcome::Outcome;
 use windrow_common::telemetry::metrics::Metrics;
 
@@ -35,7 +36,7 @@ use super::triage::tests::header;
 use crate::fleet::Fleet;
 use crate::in_hand::InHand;
 use crate::processor::Destinations;
-use crate::processor::{self, Attempt, Item, Processor, Retry};
+use crate::processor::{self, Attempt, Done, Item, Processor, Retry};
 use crate::questions::Questions;
 use crate::runs::RunWords;
 use crate::slots::Slots;
@@ -63,8 +64,7 @@ fn succeeded(item: &Item) -> BoxFuture<'static, Attempt> {
 }
 
 fn failed(retry: Retry) -> BoxFuture<'static, Attempt> {
-    let error = ItemError { class: "test".into(), message: "on purpose".into(), status: None };
-    async move { Attempt::Failed { error, retry } }.boxed()
+    async move { Attempt::failed("test", "on purpose", retry) }.boxed()
 }
 
 /// A stage, its queues, and the collector's end of the completion queue.
@@ -81,6 +81,7 @@ struct Settings {
     interval: Duration,
     timeout: Duration,
     budget: Duration,
+    effect: Effect,
 }
 
 const USUAL: Settings = Settings {
@@ -88,6 +89,7 @@ const USUAL: Settings = Settings {
     interval: Duration::from_millis(10),
     timeout: Duration::from_secs(60),
     budget: Duration::from_secs(60),
+    effect: Effect::AtLeastOnce,
 };
 
 impl Bench {
@@ -114,6 +116,7 @@ impl Bench {
                 max_interval: settings.interval,
                 in_place_below: Duration::from_secs(2),
             },
+            effect: settings.effect,
             budget: settings.budget,
             compress: false,
             slots: Slots::new(settings.concurrency, metrics.concurrency.clone()),
@@ -182,10 +185,9 @@ impl Bench {
         let Completion::Question(question) = Completion::from_message(&asked.message).unwrap() else {
             panic!("not a question");
         };
-        let token = question.token.clone();
-        let answer = Answer { token, run_items: run_items.into(), busy_items: busy_items.into() };
-        let target = Target::Process(question.reply_to.clone());
-        let message = Control::Answer(answer).to_message();
+        let (token, target) = (question.token.clone(), Target::Process(question.reply_to.clone()));
+        let (run_items, busy_items) = (run_items.into(), busy_items.into());
+        let message = Control::Answer(Answer { token, run_items, busy_items, claimed: None }).to_message();
         self.broker.settle(asked, vec![Outgoing { target, message }]).await.unwrap();
         question
     }

@@ -6,6 +6,7 @@ use windrow_common::broker::delay;
 use windrow_common::clock;
 use windrow_common::envelope::chunk::ChunkHeader;
 use windrow_common::envelope::completion::ItemError;
+use windrow_common::job::Effect;
 use windrow_common::outcome::Outcome;
 use windrow_common::ranges::Runs;
 
@@ -20,6 +21,10 @@ pub(crate) const BUSY_STEP: Duration = Duration::from_secs(4);
 
 /// After this long in holds an unanswered copy runs unasked (law 4), and an unknown job is parked (law 9).
 pub(crate) const HOLD_LIMIT: Duration = Duration::from_secs(600);
+
+/// Where the effect must not repeat, an unanswered copy goes on asking after that, this far apart: questions that nobody
+/// reads are not to fill the broker.
+const PATIENT_HOLD_STEP: Duration = Duration::from_secs(256);
 
 /// What to do with a chunk.
 #[derive(Debug, Clone, PartialEq)]
@@ -117,12 +122,17 @@ pub(crate) fn held(header: &ChunkHeader) -> Option<ChunkHeader> {
     Some(ChunkHeader { held_ms, holds: one_more(header), ..header.clone() })
 }
 
-/// A copy that got no answer: put aside with its hop and its mark as a copy, or run after all.
-pub(crate) fn unanswered(header: &ChunkHeader) -> Triage {
-    match held(header) {
-        Some(held) => Triage::PutAside(Box::new(ChunkHeader { resent: true, ..held }), HOLD_STEP),
-        None => Triage::Run,
-    }
+/// A copy that got no answer: put aside with its hop and its mark as a copy, or run after all, unless its effect must
+/// not repeat.
+pub(crate) fn unanswered(header: &ChunkHeader, effect: Effect) -> Triage {
+    let (held, delay) = match (held(header), effect) {
+        (Some(held), _) => (held, HOLD_STEP),
+        (None, Effect::AtLeastOnce) => return Triage::Run,
+        (None, Effect::AtMostOnce) => {
+            (ChunkHeader { holds: one_more(header), ..header.clone() }, PATIENT_HOLD_STEP)
+        }
+    };
+    Triage::PutAside(Box::new(ChunkHeader { resent: true, ..held }), delay)
 }
 
 /// A copy of what a live consumer is still working on: put aside with its hop and its mark. What it waits does not count
@@ -230,10 +240,14 @@ pub(crate) mod tests {
     #[test]
     fn an_unanswered_copy_keeps_its_hop_and_mark_and_runs_after_ten_minutes() {
         let copy = ChunkHeader { hop: 2, ..header(3) };
-        let Triage::PutAside(held, _) = unanswered(&copy) else { panic!() };
+        let Triage::PutAside(held, _) = unanswered(&copy, Effect::AtLeastOnce) else { panic!() };
         assert_eq!((held.hop, held.resent, held.held_ms), (2, true, 8_000));
         let old = ChunkHeader { held_ms: 600_000, ..copy };
-        assert_eq!(unanswered(&old), Triage::Run);
+        assert_eq!(unanswered(&old, Effect::AtLeastOnce), Triage::Run);
+        let Triage::PutAside(held, PATIENT_HOLD_STEP) = unanswered(&old, Effect::AtMostOnce) else {
+            panic!()
+        };
+        assert_eq!((held.held_ms, held.resent), (600_000, true), "it never runs unasked");
     }
 
     #[test]

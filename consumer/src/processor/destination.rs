@@ -91,7 +91,7 @@ pub struct Outage {
 /// The right to have one call in flight, until dropped.
 #[derive(Debug)]
 pub struct Permit {
-    _limits: Passed,
+    limits: Option<Passed>,
     destination: Arc<Destination>,
     pass: Option<Pass>,
     _in_flight: Option<InFlight>,
@@ -117,7 +117,14 @@ impl Passed {
 impl Permit {
     fn new(limits: Passed, destination: &Arc<Destination>, pass: Option<Pass>) -> Self {
         let in_flight = destination.calls.get().map(InFlight::enter);
-        Self { _limits: limits, destination: Arc::clone(destination), pass, _in_flight: in_flight }
+        Self { limits: Some(limits), destination: Arc::clone(destination), pass, _in_flight: in_flight }
+    }
+
+    /// The call is not made after all.
+    pub(crate) fn unused(mut self) {
+        if let Some(limits) = self.limits.take() {
+            limits.give_back();
+        }
     }
 
     /// Tells the destination how the call ended. Returns when to try again when it was a probe that found the

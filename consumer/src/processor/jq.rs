@@ -28,7 +28,7 @@ impl Jq {
         let deadline = Instant::now().checked_add(self.timeout);
         match self.filter.run_one(&item.raw, deadline) {
             Ok(output) => Attempt::Succeeded(output.into()),
-            Err(error) => Attempt::failed("jq", error.to_string(), Retry::Never),
+            Err(error) => Attempt::failed("jq", error.to_string(), Retry::Never).nothing_done(),
         }
     }
 }

@@ -122,6 +122,8 @@ pub enum Attempt {
         error: ItemError,
         /// Whether another attempt may help.
         retry: Retry,
+        /// Whether the work may have been done all the same.
+        done: Done,
     },
     /// The destination refused the call because of a limit of its own: the item is as good as new.
     Throttled {
@@ -143,6 +145,15 @@ pub enum Retry {
     After(Duration),
 }
 
+/// Whether the work of an attempt that failed may have been done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Done {
+    /// No: nothing was sent, or it was refused.
+    Nothing,
+    /// Nobody knows. Where an effect must not repeat the item then ends as unknown.
+    Maybe,
+}
+
 impl Attempt {
     /// Why the item did not succeed, as far as it is known.
     fn into_error(self) -> ItemError {
@@ -152,10 +163,19 @@ impl Attempt {
         }
     }
 
-    /// A failure of a class (a short, bounded word to group by) with a message for a person.
+    /// A failure of a class (a short, bounded word to group by) with a message for a person. The work may have been done.
     pub fn failed(class: &str, message: impl Into<String>, retry: Retry) -> Self {
         let error = ItemError { class: class.to_owned(), message: message.into(), status: None };
-        Self::Failed { error, retry }
+        Self::Failed { error, retry, done: Done::Maybe }
+    }
+
+    /// The same failure, known to have done nothing.
+    #[must_use]
+    pub fn nothing_done(mut self) -> Self {
+        if let Self::Failed { done, .. } = &mut self {
+            *done = Done::Nothing;
+        }
+        self
     }
 
     /// The same, with no environment value in the message.

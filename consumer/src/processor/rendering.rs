@@ -27,7 +27,7 @@ pub(super) struct Rendering<'i> {
 impl<'i> Rendering<'i> {
     pub(super) fn of(item: &'i Item) -> Result<Self, Attempt> {
         let value: serde_json::Value = serde_json::from_slice(&item.raw).map_err(|error| {
-            Attempt::failed("item", format!("the item is not JSON: {error}"), Retry::Never)
+            Attempt::failed("item", format!("the item is not JSON: {error}"), Retry::Never).nothing_done()
         })?;
         Ok(Self { item, value: TemplateItem::from_json(&value), idempotency_key: item.idempotency_key() })
     }
@@ -51,7 +51,7 @@ impl<'i> Rendering<'i> {
             idempotency_key: &self.idempotency_key,
         };
         template.render(&context).map_err(|error: TemplateError| {
-            Attempt::failed("template", format!("`{key}`: {error}"), Retry::Never)
+            Attempt::failed("template", format!("`{key}`: {error}"), Retry::Never).nothing_done()
         })
     }
 }

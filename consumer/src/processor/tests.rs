@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use windrow_common::job::{Concurrency, DestinationSpec, RetrySpec, Schedule};
+use windrow_common::job::{Concurrency, DestinationSpec, Effect, RetrySpec, Schedule};
 
 use super::*;
 
@@ -35,6 +35,7 @@ pub(super) fn stage_spec(processor: ProcessorSpec) -> StageSpec {
         },
         when: None,
         skip_when: None,
+        effect: Effect::AtLeastOnce,
     }
 }
 
@@ -63,7 +64,7 @@ pub(super) fn output(attempt: Attempt) -> String {
 /// The error of an attempt that must have failed, and whether it may be tried again.
 pub(super) fn failure(attempt: Attempt) -> (ItemError, Retry) {
     match attempt {
-        Attempt::Failed { error, retry } => (error, retry),
+        Attempt::Failed { error, retry, .. } => (error, retry),
         other => panic!("{other:?}"),
     }
 }

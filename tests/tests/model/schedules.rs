@@ -186,11 +186,8 @@ async fn collect(client: &ModelClient, items: u64, is_answered: bool) -> Vec<Out
             }
             Completion::Question(question) if is_answered => {
                 let process: ProcessId = question.reply_to;
-                let answer = Answer {
-                    token: question.token,
-                    run_items: question.items.to_string(),
-                    busy_items: String::new(),
-                };
+                let (token, run_items) = (question.token, question.items.to_string());
+                let answer = Answer { token, run_items, busy_items: String::new(), claimed: None };
                 let message = Control::Answer(answer).to_message();
                 client.publish(Outgoing { target: Target::Process(process), message }).await.unwrap();
             }

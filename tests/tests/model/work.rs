@@ -9,7 +9,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 use windrow_common::envelope::completion::ItemError;
-use windrow_consumer::processor::{Attempt, Item, Processor, Retry};
+use windrow_consumer::processor::{Attempt, Done, Item, Processor, Retry};
 
 use super::judge::Judge;
 use super::plan::{Plan, Script};
@@ -65,6 +65,7 @@ impl Processor for Call {
             let wrong = |retry| Attempt::Failed {
                 error: ItemError { class: "http_status".into(), message: "422".into(), status: Some(422) },
                 retry,
+                done: Done::Maybe,
             };
             match outside.plan.scripts[usize::try_from(item.index).unwrap()] {
                 Script::Succeeds(0) => output(),

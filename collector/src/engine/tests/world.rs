@@ -123,6 +123,8 @@ pub(super) fn outcomes(run: &str, ordinal: u64, items: &str, end: Outcome) -> Ou
         throttles: Runs::repeat(0, items.len()),
         holds: Runs::repeat(0, items.len()),
         handed_over: Ranges::new(),
+        claimant: None,
+        released: Ranges::new(),
         latencies: Latencies::default(),
         unasked: false,
         ids: false,

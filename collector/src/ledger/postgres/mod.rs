@@ -152,11 +152,13 @@ impl Ledger for PostgresLedger {
         let kept_until = |rows: Vec<Row>| rows.iter().map(|row| (row.get(0), uint(row.get(1)))).collect();
         let outages = kept_until(self.connection.rows(schema::OUTAGES, &[]).await?);
         let pauses = kept_until(self.connection.rows(schema::PAUSES, &[]).await?);
+        let claimed = self.connection.rows(schema::CLAIMED, &[]).await?;
         Ok(OpenRuns {
             runs,
             next_key: next.first().map_or(1, |row| row.get(0)),
             limits,
             outages,
+            claimed: claimed.iter().map(read_key).collect::<Result<_, _>>()?,
             pauses,
             is_first: self.epoch == 1,
         })
@@ -271,15 +273,23 @@ fn read_run(row: &Row) -> Result<RunRecord, LedgerError> {
     Ok(run)
 }
 
+fn read_key(row: &Row) -> Result<ChunkKey, LedgerError> {
+    let (stage, source) = (small(row.get(1))?, small(row.get(2))?);
+    Ok(ChunkKey { run: row.get(0), stage, source, ordinal: uint(row.get(3)) })
+}
+
 fn read_chunk(row: &Row) -> Result<ChunkState, LedgerError> {
     let hops: Option<&str> = row.get(5);
     let hops = hops.map(str::parse::<Runs<u32>>).transpose().map_err(unreadable)?;
+    let claims: Option<&str> = row.get(12);
+    let claims = claims.map(serde_json::from_str).transpose().map_err(unreadable)?;
     Ok(ChunkState {
         span: Span { first: uint(row.get(1)), count: uint(row.get(2)) },
         settled: row.get(3),
         digests: row.get(4),
         hops: hops.map(|hops| hops.iter().collect()),
         counts: read_counts(row, 6),
+        claims: claims.unwrap_or_default(),
     })
 }
 

@@ -3,6 +3,7 @@
 use tokio::runtime::{Builder, Runtime};
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
+use windrow_common::envelope::chunk::Span;
 use windrow_common::ids::{Group, RunId};
 
 use super::{Connection, PostgresAddress, read_run, schema, small, unreadable};
@@ -76,6 +77,12 @@ impl PostgresTables {
             })
         };
         rows.iter().map(read).collect()
+    }
+
+    /// What the known chunks of a source cover, ascending.
+    pub(in crate::ledger) fn spans(&self, run: RunKey, source: u32) -> Result<Vec<Span>, LedgerError> {
+        let rows = self.rows(schema::CHUNK_EDGES, &[&run, &0_i64, &i64::from(source)])?;
+        Ok(rows.iter().map(|row| Span { first: uint(row.get(1)), count: uint(row.get(2)) }).collect())
     }
 
     /// Rejected rows, by source, file and line, one call of `each` per row.

@@ -26,9 +26,11 @@ CREATE TABLE IF NOT EXISTS chunks (
     run bigint, stage bigint, source bigint, ordinal bigint,
     first bigint NOT NULL, count bigint NOT NULL, settled bytea, digests bytea NOT NULL, hops text,
     succeeded bigint NOT NULL, failed bigint NOT NULL, skipped bigint NOT NULL,
-    expired bigint NOT NULL, cancelled bigint NOT NULL, unknown bigint NOT NULL,
+    expired bigint NOT NULL, cancelled bigint NOT NULL, unknown bigint NOT NULL, claims text,
     PRIMARY KEY (run, stage, source, ordinal)
 );
+ALTER TABLE chunks ADD COLUMN IF NOT EXISTS claims text;
+CREATE INDEX IF NOT EXISTS claimed_chunks ON chunks (run) WHERE claims IS NOT NULL;
 CREATE TABLE IF NOT EXISTS items (
     run bigint, stage bigint, source bigint, first bigint,
     count bigint NOT NULL, outcome text NOT NULL, id text, attempts bigint NOT NULL, error text NOT NULL,
@@ -101,10 +103,13 @@ pub(super) const REJECTS: &str = "SELECT source, file, line, reason FROM rejects
      WHERE run = $1 AND (source, file, line) > ($2, $3, $4) ORDER BY source, file, line LIMIT $5";
 
 pub(super) const CHUNKS: &str = "SELECT k.n, c.first, c.count, c.settled, c.digests, c.hops, c.succeeded, c.failed, \
-     c.skipped, c.expired, c.cancelled, c.unknown \
+     c.skipped, c.expired, c.cancelled, c.unknown, c.claims \
      FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[]) WITH ORDINALITY \
          AS k (run, stage, source, ordinal, n) \
      JOIN chunks c ON (c.run, c.stage, c.source, c.ordinal) = (k.run, k.stage, k.source, k.ordinal)";
+
+pub(super) const CLAIMED: &str =
+    "SELECT run, stage, source, ordinal FROM chunks WHERE claims IS NOT NULL ORDER BY run";
 
 pub(super) const PIECES: &str = "SELECT source, ordinal, item, next_ordinal, next_item, segment, at, bytes \
      FROM pieces WHERE run = $1 AND (source, ordinal, item) >= ($2, $3, $4) \
@@ -135,11 +140,12 @@ pub(super) const PUT_RUNS: &str = "INSERT INTO runs SELECT * FROM \
 
 pub(super) const PUT_CHUNKS: &str = "INSERT INTO chunks SELECT * FROM unnest($1::bigint[], $2::bigint[], \
      $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[], $8::bytea[], $9::text[], $10::bigint[], \
-     $11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[]) \
+     $11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[], $16::text[]) \
      ON CONFLICT (run, stage, source, ordinal) DO UPDATE SET first = excluded.first, count = excluded.count, \
      settled = excluded.settled, digests = excluded.digests, hops = excluded.hops, \
      succeeded = excluded.succeeded, failed = excluded.failed, skipped = excluded.skipped, \
-     expired = excluded.expired, cancelled = excluded.cancelled, unknown = excluded.unknown";
+     expired = excluded.expired, cancelled = excluded.cancelled, unknown = excluded.unknown, \
+     claims = excluded.claims";
 
 pub(super) const PUT_ITEMS: &str = "INSERT INTO items SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], \
      $4::bigint[], $5::bigint[], $6::text[], $7::text[], $8::bigint[], $9::text[]) \

@@ -7,7 +7,7 @@ use tokio_postgres::types::ToSql;
 
 use super::{json, schema};
 use crate::ledger::sqlite::{int, uint};
-use crate::ledger::{Changes, LedgerError, RunKey, RunRecord, write_rates};
+use crate::ledger::{Changes, LedgerError, RunKey, RunRecord, write_claims, write_rates};
 
 type Value<'a> = &'a (dyn ToSql + Sync);
 
@@ -59,7 +59,8 @@ async fn runs(transaction: &Transaction<'_>, changes: &Changes) -> Result<(), Le
 
 async fn chunks(transaction: &Transaction<'_>, changes: &Changes) -> Result<(), LedgerError> {
     let rows = &changes.chunks;
-    let columns: [Value<'_>; 15] = [
+    let claims = rows.iter().map(|(_, chunk)| write_claims(chunk)).collect::<Result<Vec<_>, _>>()?;
+    let columns: [Value<'_>; 16] = [
         &column(rows, |(key, _)| key.run),
         &column(rows, |(key, _)| i64::from(key.stage)),
         &column(rows, |(key, _)| i64::from(key.source)),
@@ -75,6 +76,7 @@ async fn chunks(transaction: &Transaction<'_>, changes: &Changes) -> Result<(), 
         &column(rows, |(_, chunk)| int(chunk.counts.expired)),
         &column(rows, |(_, chunk)| int(chunk.counts.cancelled)),
         &column(rows, |(_, chunk)| int(chunk.counts.unknown)),
+        &claims,
     ];
     put(transaction, schema::PUT_CHUNKS, rows.len(), &columns).await
 }

@@ -80,6 +80,10 @@ impl SqliteLedger {
 fn take_epoch(connection: &mut Connection) -> Result<i64, LedgerError> {
     let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     transaction.execute_batch(schema::TABLES)?;
+    if !transaction.prepare(schema::HAS_CLAIMS)?.exists([])? {
+        transaction.execute_batch(schema::ADD_CLAIMS)?;
+    }
+    transaction.execute_batch(schema::CLAIMED_CHUNKS)?;
     transaction.execute("INSERT OR IGNORE INTO meta VALUES (1, ?1, 0)", [schema::VERSION])?;
     let version: i64 = transaction.query_row("SELECT version FROM meta", [], |row| row.get(0))?;
     if version != schema::VERSION {
@@ -116,7 +120,13 @@ impl Ledger for SqliteLedger {
             select.query_map([], |row| Ok((row.get(0)?, uint(row.get(1)?))))?.collect::<Result<_, _>>()
         };
         let (outages, pauses) = (kept_until(schema::OUTAGES)?, kept_until(schema::PAUSES)?);
-        Ok(OpenRuns { runs, next_key, limits, outages, pauses, is_first: self.epoch == 1 })
+        let mut select = self.connection.prepare_cached(schema::CLAIMED)?;
+        let key = |row: &Row<'_>| {
+            let (run, stage, source) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            Ok(ChunkKey { run, stage, source, ordinal: uint(row.get(3)?) })
+        };
+        let claimed = select.query_map([], key)?.collect::<Result<_, _>>()?;
+        Ok(OpenRuns { runs, next_key, limits, outages, claimed, pauses, is_first: self.epoch == 1 })
     }
 
     async fn run(&mut self, run: &RunId) -> Result<Option<RunRecord>, LedgerError> {
@@ -216,12 +226,17 @@ fn read_chunk(row: &Row<'_>) -> rusqlite::Result<ChunkState> {
     let hops = hops.map(|text| text.parse::<Runs<u32>>()).transpose().map_err(|error| {
         rusqlite::Error::FromSqlConversionFailure(4, rusqlite::types::Type::Text, error.into())
     })?;
+    let claims: Option<String> = row.get(11)?;
+    let claims = claims.map(|text| serde_json::from_str(&text)).transpose().map_err(|error| {
+        rusqlite::Error::FromSqlConversionFailure(11, rusqlite::types::Type::Text, error.into())
+    })?;
     Ok(ChunkState {
         span: Span { first: uint(row.get(0)?), count: uint(row.get(1)?) },
         settled: row.get(2)?,
         digests: row.get(3)?,
         hops: hops.map(|hops| hops.iter().collect()),
         counts: read_counts(row, 5)?,
+        claims: claims.unwrap_or_default(),
     })
 }
 

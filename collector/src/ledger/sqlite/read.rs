@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use windrow_common::envelope::chunk::Span;
 use windrow_common::ids::RunId;
 
 use super::{FILE_NAME, int, read_outcome, read_run, uint};
@@ -93,6 +94,13 @@ impl SqliteTables {
             })
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// What the known chunks of a source cover, ascending.
+    pub(in crate::ledger) fn spans(&self, run: RunKey, source: u32) -> Result<Vec<Span>, LedgerError> {
+        let mut select = self.connection.prepare_cached(schema::CHUNK_EDGES)?;
+        let span = |row: &rusqlite::Row<'_>| Ok(Span { first: uint(row.get(1)?), count: uint(row.get(2)?) });
+        Ok(select.query_map(params![run, 0, source], span)?.collect::<Result<_, _>>()?)
     }
 
     /// Rejected rows, by source, file and line, one call of `each` per row.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rusqlite::{Transaction, params};
 
 use super::int;
-use crate::ledger::{Changes, LedgerError, RunKey, schema, write_rates};
+use crate::ledger::{Changes, LedgerError, RunKey, schema, write_claims, write_rates};
 use crate::sink::order::Position;
 use crate::spool::Extent;
 
@@ -53,6 +53,7 @@ fn chunks(transaction: &Transaction<'_>, changes: &Changes) -> Result<(), Ledger
             int(counts.expired),
             int(counts.cancelled),
             int(counts.unknown),
+            write_claims(chunk)?,
         ])?;
     }
     Ok(())

@@ -48,7 +48,17 @@ pub(super) const SOURCE: Keys = Keys {
 pub(super) const CHUNK: Keys =
     Keys { common: &["items", "bytes", "budget", "outstanding", "compress"], by_type: &[], later: &[] };
 pub(super) const STAGE: Keys = Keys {
-    common: &["name", "type", "destination", "concurrency", "timeout", "retry", "when", "skip_when"],
+    common: &[
+        "name",
+        "type",
+        "destination",
+        "concurrency",
+        "timeout",
+        "retry",
+        "when",
+        "skip_when",
+        "effect",
+    ],
     by_type: &[
         ("echo", &[]),
         ("jq", &["filter"]),

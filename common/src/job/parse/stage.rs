@@ -11,11 +11,14 @@ use super::section::{Section, suggestion};
 use crate::ids::StageName;
 use crate::job::jq::JqFilter;
 use crate::job::{
-    Bounds, ChunkSpec, Concurrency, DestinationSpec, RetrySpec, Schedule, StageSpec, format_duration,
+    Bounds, ChunkSpec, Concurrency, DestinationSpec, Effect, RetrySpec, Schedule, StageSpec, format_duration,
 };
 
 const SCHEDULES: [(&str, Schedule); 3] =
     [("exponential", Schedule::Exponential), ("linear", Schedule::Linear), ("fixed", Schedule::Fixed)];
+
+const EFFECTS: [(&str, Effect); 2] =
+    [("at-least-once", Effect::AtLeastOnce), ("at-most-once", Effect::AtMostOnce)];
 
 /// The bounds of `concurrency = "auto"` unless it names others.
 const AUTO: Bounds = Bounds { least: 1, most: 64 };
@@ -78,6 +81,7 @@ fn read(section: &Section<'_>) -> Option<StageSpec> {
     let retry = read_retry(section);
     let when = read_condition(section, "when");
     let skip_when = read_condition(section, "skip_when");
+    let effect = section.choice("effect", &EFFECTS).unwrap_or_default();
     let processor = kind.known().and_then(|kind: Kind| processor::read(section, kind));
     Some(StageSpec {
         name: name?,
@@ -88,6 +92,7 @@ fn read(section: &Section<'_>) -> Option<StageSpec> {
         retry,
         when,
         skip_when,
+        effect,
     })
 }
 

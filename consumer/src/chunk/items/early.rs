@@ -5,10 +5,9 @@
 use windrow_common::broker::{BrokerError, Outgoing, Queue, Target};
 use windrow_common::clock;
 use windrow_common::envelope::chunk::KIND;
-use windrow_common::envelope::completion::Latencies;
 use windrow_common::ranges::Ranges;
 
-use super::{ChunkRun, Publishing, SentOn, Standing, report, sent_on};
+use super::{Besides, ChunkRun, Publishing, SentOn, Standing, report, sent_on};
 use crate::stage::StageIntake;
 
 /// What became of an early publish.
@@ -50,7 +49,7 @@ impl<'a> ChunkRun<'a> {
         for (position, slot) in self.slots.iter_mut().enumerate().skip(self.next) {
             if matches!(slot.standing, Standing::Open) {
                 intake.metrics.holds.inc();
-                slot.counts.holds = slot.counts.holds.saturating_add(1);
+                slot.counts = slot.counts.held();
                 left.push(position);
             }
         }
@@ -84,7 +83,9 @@ impl<'a> ChunkRun<'a> {
         let (header, compress) = (&self.header, self.version.compress);
         let mut messages = report::remainders(header, &self.intake.key, &items, now, compress);
         let handed_over = Ranges::from_ascending(items.iter().map(|item| item.index));
-        let completions = report::completions(header, &[], &handed_over, &Latencies::default(), false);
+        let released = self.claims.as_ref().map_or_else(Ranges::new, |claims| claims.release(&handed_over));
+        let besides = Besides { handed_over, released, ..self.besides() };
+        let completions = report::completions(header, &[], &besides);
         messages.extend(completions.iter().map(|completion| report::to_collector(completion, compress)));
         messages
     }

@@ -19,7 +19,7 @@ fn frail() -> Destinations {
 
 fn no_connection() -> BoxFuture<'static, Attempt> {
     let error = ItemError { class: "connect".into(), message: "refused".into(), status: None };
-    async move { Attempt::Failed { error, retry: Retry::Later } }.boxed()
+    async move { Attempt::Failed { error, retry: Retry::Later, done: Done::Nothing } }.boxed()
 }
 
 #[tokio::test]

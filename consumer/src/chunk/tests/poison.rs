@@ -162,7 +162,7 @@ async fn a_chunk_that_runs_alone_has_the_process_to_itself_and_the_others_go_on_
             Completion::Question(question) => {
                 let open = question.items.filter(|index| !ended.contains(&index));
                 let (token, run_items) = (question.token, open.to_string());
-                let answer = Answer { token, run_items, busy_items: String::new() };
+                let answer = Answer { token, run_items, busy_items: String::new(), claimed: None };
                 let target = Target::Process(question.reply_to);
                 let answer = Outgoing { target, message: Control::Answer(answer).to_message() };
                 bench.broker.settle(message, vec![answer]).await.unwrap();

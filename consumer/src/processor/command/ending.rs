@@ -8,7 +8,7 @@ use windrow_common::envelope::completion::ItemError;
 use windrow_common::job::{CommandOutput, Redactor};
 
 use super::super::output::{NULL, json_line, text_line};
-use super::super::{Attempt, Retry};
+use super::super::{Attempt, Done, Retry};
 use super::child::{RunError, Tail};
 
 /// How much of the last line of standard error goes into an error's message.
@@ -60,7 +60,7 @@ pub(super) fn failure(
         said => format!("{ending}: {said}"),
     };
     let error = ItemError { class: class.to_owned(), message, status: status.code().map(i64::from) };
-    Attempt::Failed { error, retry }
+    Attempt::Failed { error, retry, done: Done::Maybe }
 }
 
 /// The last line of standard error, without secrets and control characters, and bounded.
@@ -92,7 +92,7 @@ pub(super) fn not_found(argv_0: &str) -> Attempt {
     let program = shown(argv_0);
     let message =
         format!("`{program}` is not in PATH; install it where the consumer runs, or name it by its path");
-    Attempt::failed("not_started", message, Retry::Never)
+    Attempt::failed("not_started", message, Retry::Never).nothing_done()
 }
 
 /// A program's name may come from an item: no more of it than a name has.
@@ -121,4 +121,5 @@ fn not_started(error: &std::io::Error, argv_0: &str) -> Attempt {
     };
     let program = shown(argv_0);
     Attempt::failed("not_started", format!("`{program}` cannot be started: {error}; {remedy}"), retry)
+        .nothing_done()
 }

@@ -8,7 +8,7 @@ use reqwest::{Response, StatusCode};
 use windrow_common::envelope::completion::ItemError;
 
 use super::super::output::{NULL, json_line, text_line};
-use super::super::{Attempt, Retry};
+use super::super::{Attempt, Done, Retry};
 use super::client::no_answer;
 use super::retry_after::retry_after;
 
@@ -42,8 +42,9 @@ fn refusal(status: StatusCode, headers: &HeaderMap, retry_statuses: &[u16], now:
     }
     let error =
         ItemError { class: "http_status".to_owned(), message, status: Some(i64::from(status.as_u16())) };
+    let done = done(status);
     if !retry_statuses.contains(&status.as_u16()) {
-        return Attempt::Failed { error, retry: Retry::Never };
+        return Attempt::Failed { error, retry: Retry::Never, done };
     }
     let after = headers
         .get(RETRY_AFTER)
@@ -53,8 +54,19 @@ fn refusal(status: StatusCode, headers: &HeaderMap, retry_statuses: &[u16], now:
         (StatusCode::TOO_MANY_REQUESTS, _) | (StatusCode::SERVICE_UNAVAILABLE, Some(_)) => {
             Attempt::Throttled { error, after }
         }
-        (_, Some(after)) => Attempt::Failed { error, retry: Retry::After(after) },
-        (_, None) => Attempt::Failed { error, retry: Retry::Later },
+        (_, Some(after)) => Attempt::Failed { error, retry: Retry::After(after), done },
+        (_, None) => Attempt::Failed { error, retry: Retry::Later, done },
+    }
+}
+
+/// Whether a server that answered so may have done what it was asked. It says that it did not with 400 to 499; but a 408
+/// may be a proxy's word, who does not know. Whoever answers 500 or above has failed somewhere on the way, and a redirect
+/// may be how it says that it is done.
+fn done(status: StatusCode) -> Done {
+    if status.is_client_error() && status != StatusCode::REQUEST_TIMEOUT {
+        Done::Nothing
+    } else {
+        Done::Maybe
     }
 }
 
@@ -124,6 +136,19 @@ mod tests {
             assert_eq!(retry(&refuse(status, Some("3"))), Some(Retry::Never), "{status}");
         }
         assert_eq!(retry(&refuse(500, Some("3"))), Some(Retry::After(Duration::from_secs(3))));
+    }
+
+    #[test]
+    fn only_a_refusal_says_that_nothing_was_done() {
+        for (statuses, expected) in [
+            (&[400, 401, 404, 409, 422, 425][..], Done::Nothing),
+            (&[301, 303, 408, 500, 502, 503, 504], Done::Maybe),
+        ] {
+            for status in statuses {
+                let refused = refuse(*status, None);
+                assert!(matches!(refused, Attempt::Failed { done, .. } if done == expected), "{refused:?}");
+            }
+        }
     }
 
     #[test]

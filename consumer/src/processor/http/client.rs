@@ -41,7 +41,9 @@ pub(super) fn no_answer(error: reqwest::Error) -> Attempt {
     } else {
         ("connection", Retry::Later)
     };
-    Attempt::failed(class, chain(&error), retry)
+    let attempt = Attempt::failed(class, chain(&error), retry);
+    // Without a connection nothing was sent; TLS may also object later on.
+    if error.is_builder() || error.is_connect() { attempt.nothing_done() } else { attempt }
 }
 
 /// Whether TLS itself objected, to the certificate or to what the server speaks. I/O errors wrap such errors,

@@ -153,7 +153,7 @@ fn header_value(name: &str, value: &str) -> Result<HeaderValue, Attempt> {
 
 /// A request that cannot be sent, and could not be sent again.
 fn refused(message: String) -> Attempt {
-    Attempt::failed("request", message, Retry::Never)
+    Attempt::failed("request", message, Retry::Never).nothing_done()
 }
 
 #[cfg(test)]
