@@ -21,7 +21,7 @@ const RUN: &str = "kills";
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// From an answer given to a copy to the call it allowed: the slots are as many as the items in hand, but after a death of
-/// collector or node a call waits for its share of the connections, which comes with one of the next beats. A killed producer
+/// collector or node a call waits for its share of the connections, which comes within 3 s or is not taken. A killed producer
 /// stays away for longer, so what it sends again is older than this.
 const SLACK: Duration = Duration::from_secs(4);
 

@@ -24,6 +24,10 @@ use crate::verdict::{Counts, End, Verdict, decide, in_doubt};
 /// that is itself what the destination fails at does not probe for ever.
 const MAX_PROBES: u32 = 10;
 
+/// After a longer wait for a permit the collector's word about a copy is old: others may have ended the item meanwhile, so
+/// it goes back and is asked about again.
+const WORD_HOLDS: Duration = Duration::from_secs(3);
+
 /// What became of an item here.
 #[derive(Debug)]
 pub(super) enum Became {
@@ -54,6 +58,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) claims: Option<&'a Claims>,
     /// When the items' time runs out.
     pub(super) expires: Option<Instant>,
+    /// Whether the collector was asked which items to run.
+    pub(super) is_answered_copy: bool,
 }
 
 impl Surroundings<'_> {
@@ -145,12 +151,19 @@ async fn admission(
     item: &Item,
     counts: Counts,
 ) -> Result<Option<Permit>, Became> {
+    let since = clock::now();
     let admitted = tokio::select! {
         biased;
         admitted = surroundings.version.processor.permit() => admitted,
         () = surroundings.closing.cancelled() => return Err(Became::Later(counts, clock::now())),
     };
     let permit = admitted.map_err(|outage| held(surroundings.metrics, counts, outage))?;
+    if surroundings.is_answered_copy && clock::now().saturating_duration_since(since) > WORD_HOLDS {
+        if let Some(permit) = permit {
+            permit.unused();
+        }
+        return Err(Became::Later(counts, clock::now()));
+    }
     if let Some(became) = surroundings.hindrance(counts) {
         return Err(became);
     }

@@ -80,6 +80,7 @@ pub(crate) struct ChunkRun<'a> {
     /// Where the effect must not repeat.
     claims: Option<Arc<Claims>>,
     unasked: bool,
+    is_answered_copy: bool,
     /// Whether nothing else is in this process: then there is nobody to make room for.
     is_alone: bool,
 }
@@ -113,7 +114,20 @@ impl<'a> ChunkRun<'a> {
         let lost = delivery.lost.clone();
         let deadline = delivery.received_at + version.budget;
         let is_alone = matches!(delivery.queue, Queue::Alone(_));
-        Self { intake, version, header, lost, deadline, slots, next: 0, claims, unasked, is_alone }
+        let is_answered_copy = told.is_some();
+        Self {
+            intake,
+            version,
+            header,
+            lost,
+            deadline,
+            slots,
+            next: 0,
+            claims,
+            unasked,
+            is_answered_copy,
+            is_alone,
+        }
     }
 
     /// Runs the items and returns what is to be sent before the delivery is let go of.
@@ -130,6 +144,7 @@ impl<'a> ChunkRun<'a> {
             closing: &closing,
             latencies: &latencies,
             claims: claims.as_deref(),
+            is_answered_copy: self.is_answered_copy,
             expires: self.header.expires.map(|expires| {
                 clock::now() + Duration::from_millis(expires.saturating_sub(clock::unix_ms()))
             }),

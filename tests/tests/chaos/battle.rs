@@ -53,7 +53,7 @@ body = "{{{{ item | tojson }}}}"
 timeout = "30s"
 retry = {{ count = 4, interval = "1s", type = "fixed" }}
 [destination.paced]
-max_connections = 50
+max_connections = 150
 breaker = {{ failures = 5, open = "2s", probe_interval = "1s" }}
 [sink]
 type = "jsonl"
