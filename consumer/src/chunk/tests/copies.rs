@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use windrow_common::job::Job;
+use windrow_common::ranges::Ranges;
 
 use super::*;
 use crate::processor::Destinations;
