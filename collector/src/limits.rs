@@ -171,12 +171,14 @@ impl Window {
         granted
     }
 
-    /// What a process gets of so many permits: all it wants if all can have that; else as much as the others who want
-    /// more.
+    /// What a process gets of so many permits: all it wants if all can have that, and of connections some more; else as
+    /// much as the others who want more.
     fn fair_share(&self, capacity: u32, process: &ProcessId, now: Instant) -> u32 {
         let wanted = self.shares.get(process).map_or(0, |share| share.wanted);
         let wants: Vec<u32> = self.shares.values().map(|share| share.wanted).collect();
-        let Some(Level { each, left_over }) = water_level(capacity, &wants) else { return wanted };
+        let Some(Level { each, left_over }) = water_level(capacity, &wants) else {
+            return wanted.saturating_add(self.headroom(capacity, wanted));
+        };
         if wanted <= each {
             return wanted;
         }
@@ -185,6 +187,18 @@ impl Window {
         let round = now.saturating_duration_since(self.begun).as_secs() / ROUND.as_secs();
         let is_next = (place + round) % (wanting.count() as u64) < u64::from(left_over);
         each + u32::from(is_next)
+    }
+
+    /// Connections beyond what a process wants that has calls: half of those that nobody wants are divided among such
+    /// processes, so that more calls at once wait for no lease; the other half is there for whoever comes.
+    fn headroom(&self, capacity: u32, wanted: u32) -> u32 {
+        if !self.rate.window.is_zero() || wanted == 0 {
+            return 0;
+        }
+        let wants = self.shares.values().map(|share| share.wanted);
+        let unwanted = capacity.saturating_sub(wants.clone().fold(0, u32::saturating_add));
+        let sharers = u32::try_from(wants.filter(|want| *want > 0).count()).unwrap_or(u32::MAX);
+        unwanted / 2 / sharers.max(1)
     }
 
     /// What a process that is gone may have used cools for one window.
@@ -402,12 +416,24 @@ mod tests {
     fn calls_of_a_process_that_is_gone_keep_their_places_for_a_while_after_its_lease() {
         let begun = Instant::now();
         let mut limits = Limits::new(BTreeMap::new(), LentBefore::Never, begun);
-        assert_eq!(granted(&mut limits, &connections(1, 0, 6), begun), 6);
-        assert_eq!(granted(&mut limits, &connections(2, 0, 50), begun + LEASE), 4);
+        assert_eq!(granted(&mut limits, &connections(1, 0, 50), begun), 10);
+        assert_eq!(granted(&mut limits, &connections(2, 0, 50), begun + LEASE), 0);
         let early = begun + LEASE + CALLS_OF_THE_GONE.mul_f32(0.9);
+        assert_eq!(granted(&mut limits, &connections(2, 0, 50), early), 0);
         let late = begun + LEASE + CALLS_OF_THE_GONE;
-        assert_eq!(granted(&mut limits, &connections(2, 4, 50), early), 4);
-        assert_eq!(granted(&mut limits, &connections(2, 4, 50), late), 10);
+        assert_eq!(granted(&mut limits, &connections(2, 0, 50), late), 10);
+    }
+
+    #[test]
+    fn half_of_the_connections_nobody_wants_are_lent_to_those_that_have_calls() {
+        let begun = Instant::now();
+        let mut limits = Limits::new(BTreeMap::new(), LentBefore::Never, begun);
+        assert_eq!(granted(&mut limits, &connections(1, 0, 2), begun), 6);
+        assert_eq!(granted(&mut limits, &connections(2, 0, 0), begun), 0, "it has no calls");
+        assert_eq!(granted(&mut limits, &connections(3, 0, 4), begun), 4, "all that is left");
+        let held = |held| Demand { has: vec![Has { window: 0, held, busy: 0 }], ..connections(1, 0, 2) };
+        assert_eq!(granted(&mut limits, &held(6), begun), 3, "4 are unwanted now");
+        assert_eq!(granted(&mut limits, &held(3), begun), 3);
     }
 
     proptest! {

@@ -202,22 +202,10 @@ impl LimitGate {
             return None;
         }
         let need = match self.scope {
-            Scope::Connections => self.connections_needed(&mut state, waiting, now)?,
+            Scope::Connections => connections_needed(&mut state, waiting, now)?,
             Scope::Rates => calls_needed(&mut state, waiting, since),
         };
         Some(self.ask(&mut state, process, need, now))
-    }
-
-    /// As many calls in flight as lately and a quarter more, and those that wait; at first all it may have, since nothing
-    /// is known. None when nothing is to be said.
-    fn connections_needed(&self, state: &mut State, waiting: u32, now: Instant) -> Option<u32> {
-        let (held, busy) = state.connections(now);
-        let peak = std::mem::replace(&mut state.peak, busy);
-        if state.demanded_at.is_none() {
-            return self.rates.first().map(|limit| limit.calls);
-        }
-        let need = (peak + peak.div_ceil(4)).saturating_sub(busy).saturating_add(waiting);
-        (need > 0 || held > 0).then_some(need)
     }
 
     /// The last demand of a process that makes no more calls: it gives up everything but what cools.
@@ -344,6 +332,14 @@ impl State {
     }
 }
 
+/// As many calls in flight as lately and a quarter more, and those that wait. None when nothing is to be said.
+fn connections_needed(state: &mut State, waiting: u32, now: Instant) -> Option<u32> {
+    let (held, busy) = state.connections(now);
+    let peak = std::mem::replace(&mut state.peak, busy);
+    let need = (peak + peak.div_ceil(4)).saturating_sub(busy).saturating_add(waiting);
+    (need > 0 || held > 0).then_some(need)
+}
+
 /// As many calls as lately, twice over, in the time until the next lease, and those that wait.
 fn calls_needed(state: &mut State, waiting: u32, since: Option<Duration>) -> u32 {
     let begun = std::mem::take(&mut state.begun);
@@ -458,6 +454,13 @@ mod tests {
         assert_eq!(takes(&gate, now + 2 * LEASE), 2);
     }
 
+    fn demand_of_waiting(gate: &LimitGate, waiting: u32, now: Instant) -> Demand {
+        gate.waiting.store(waiting, Ordering::Relaxed);
+        let demand = gate.demand(&process(), now).unwrap();
+        gate.waiting.store(0, Ordering::Relaxed);
+        demand
+    }
+
     fn connections(sequence: u64, permits: u32) -> Lease {
         let lent = vec![Lent { rate: Rate::at_once(10), permits, is_all: false }];
         Lease { destination: "d".to_owned(), scope: Scope::Connections, sequence, lent }
@@ -472,8 +475,8 @@ mod tests {
         let gate = LimitGate::of_connections("d", 10);
         gate.hear_collector(Some(now));
         assert_eq!(takes(&gate, now), 0, "no lease, no call");
-        let demand = gate.demand(&process(), now).unwrap();
-        assert_eq!(demand.need, 10, "at first all");
+        let demand = demand_of_waiting(&gate, 4, now);
+        assert_eq!(demand.need, 4);
         gate.lend(&connections(demand.sequence, 3), now);
         assert_eq!(takes(&gate, now), 3);
         let later = now + 20 * LEASE;
@@ -490,7 +493,8 @@ mod tests {
         let now = Instant::now();
         let gate = LimitGate::of_connections("d", 10);
         gate.hear_collector(Some(now));
-        let demand = gate.demand(&process(), now).unwrap();
+        assert_eq!(gate.demand(&process(), now), None, "no call was ever wanted");
+        let demand = demand_of_waiting(&gate, 8, now);
         gate.lend(&connections(demand.sequence, 8), now);
         assert_eq!(takes(&gate, now), 8);
         let pass = || drop(LimitPass { gate: Arc::clone(&gate), is_lent: true, is_used: true });
@@ -514,7 +518,7 @@ mod tests {
         let now = Instant::now();
         let gate = LimitGate::of_connections("d", 10);
         gate.hear_collector(Some(now));
-        let demand = gate.demand(&process(), now).unwrap();
+        let demand = demand_of_waiting(&gate, 8, now);
         gate.lend(&connections(demand.sequence, 8), now);
         let mut state = gate.state();
         assert!(matches!(state.take(now), Taken::Permit { .. }));
