@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use windrow_common::telemetry::metrics::Metrics;
 
 /// Seeds, unless the environment says otherwise.
-const SEEDS: u64 = 10_000;
+const SEEDS: u64 = 3_000;
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable)
