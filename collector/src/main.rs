@@ -12,10 +12,6 @@ use windrow_common::daemon::{Daemon, DaemonArgs, fail};
 use windrow_common::job::JobSet;
 use windrow_common::shutdown::Drained;
 
-/// Batches come and go by the megabyte: with the system's allocator what they leave behind grows with the run.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Both sides prove this often that they are there. RabbitMQ misses a stopped collector after two to three times
 /// that, and gives what it held to the next one: with 3 s that could take 9 of the 10 s a take-over may take.
 const HEARTBEAT: Duration = Duration::from_secs(2);
