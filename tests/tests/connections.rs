@@ -66,6 +66,9 @@ fn never_more_calls_are_under_way_than_max_connections_while_consumers_come_and_
     let (_collector, first) = fleet.start();
     let mut consumers: Vec<Process> = vec![first];
     consumers.extend((1..4).map(|number| fleet.consumer(number, None)));
+    for consumer in &consumers {
+        wait_until("it consumes", Duration::from_secs(60), || consumer.log().contains("consuming"));
+    }
     let mut producer = fleet.producer("connected", None);
     let called = |count: usize| {
         let what = format!("{count} calls");

@@ -22,7 +22,7 @@ fn job(destination: &Destination, items: &str, rate: &str) -> String {
          [chunk]\nitems = 10\n\
          [[stage]]\nname = \"send\"\ntype = \"http\"\ndestination = \"api\"\nconcurrency = 20\n\
          method = \"POST\"\nurl = \"{url}/\"\nbody = \"{{{{ item | tojson }}}}\"\n\
-         [destination.api]\nmax_connections = 160\n{rate}\n\
+         [destination.api]\nmax_connections = 400\n{rate}\n\
          [sink]\ntype = \"jsonl\"\npath = \"out.jsonl\"\n"
     )
 }
@@ -74,6 +74,9 @@ fn while_consumers_come_and_go(rate: &str) -> (usize, f64) {
     let (_collector, first) = fleet.start();
     let mut consumers: Vec<Process> = vec![first];
     consumers.extend((1..4).map(|number| fleet.consumer(number, None)));
+    for consumer in &consumers {
+        wait_until("it consumes", Duration::from_secs(60), || consumer.log().contains("consuming"));
+    }
     let mut producer = fleet.producer("rated", None);
     let called = |count: usize| {
         let what = format!("{count} calls");

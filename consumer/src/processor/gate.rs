@@ -22,8 +22,11 @@ const LONGEST_ASIDE: Duration = Duration::from_secs(60);
 /// Demands are this far apart while calls wait for permits ...
 const EAGER_INTERVAL: Duration = Duration::from_millis(100);
 
-/// ... and this far otherwise.
+/// ... or this process has given some up, and this far otherwise ...
 const CALM_INTERVAL: Duration = Duration::from_secs(1);
+
+/// ... or this far for connections, which are free to be given up at any time.
+const CONNECTIONS_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Without a collector a rate's floor may be used once none has been heard of for this long beyond the last lease ...
 const RATE_FLOOR_AFTER: Duration = LEASE;
@@ -51,6 +54,8 @@ struct State {
     /// The latest demand's number, and when it was sent.
     sequence: u64,
     demanded_at: Option<Instant>,
+    /// Permits were given up: others wait for the collector to hear of it.
+    has_given_up: bool,
     /// Permits of the lease, and until when they may be used.
     lent: Vec<Share>,
     lent_until: Instant,
@@ -61,8 +66,9 @@ struct State {
     heard_at: Option<Instant>,
     /// Calls begun since the latest demand.
     begun: u32,
-    /// The most calls in flight since then.
+    /// The most calls in flight since then, and between the demands before it.
     peak: u32,
+    earlier_peaks: [u32; 2],
 }
 
 /// What is lent of one rate.
@@ -137,6 +143,7 @@ impl LimitGate {
         let state = State {
             sequence: 0,
             demanded_at: None,
+            has_given_up: false,
             lent: Vec::new(),
             lent_until: now,
             floor: floor.map(with_floor),
@@ -144,6 +151,7 @@ impl LimitGate {
             heard_at: None,
             begun: 0,
             peak: 0,
+            earlier_peaks: [0; 2],
         };
         Arc::new(Self {
             destination: destination.to_owned(),
@@ -196,7 +204,11 @@ impl LimitGate {
     pub(crate) fn demand(&self, process: &ProcessId, now: Instant) -> Option<Demand> {
         let waiting = self.waiting.load(Ordering::Relaxed);
         let mut state = self.state();
-        let interval = if waiting > 0 { EAGER_INTERVAL } else { CALM_INTERVAL };
+        let interval = match self.scope {
+            _ if waiting > 0 || state.has_given_up => EAGER_INTERVAL,
+            Scope::Connections => CONNECTIONS_INTERVAL,
+            Scope::Rates => CALM_INTERVAL,
+        };
         let since = state.demanded_at.map(|at| now.duration_since(at));
         if since.is_some_and(|since| since < interval) {
             return None;
@@ -225,6 +237,7 @@ impl LimitGate {
         }
         state.sequence += 1;
         state.demanded_at = Some(now);
+        state.has_given_up = false;
         let has = |share: &Share| Has {
             window: share.window.as_secs(),
             held: share.permits.held(),
@@ -245,6 +258,7 @@ impl LimitGate {
     pub(crate) fn lend(&self, lease: &Lease, now: Instant) {
         let mut state = self.state();
         let (true, Some(demanded_at)) = (lease.sequence == state.sequence, state.demanded_at) else { return };
+        let mut has_given_up = false;
         // What cools in a window that the new lease does not speak of has no rate any more.
         state.lent.retain(|share| lease.lent.iter().any(|lent| lent.rate.window == share.window));
         for lent in &lease.lent {
@@ -255,9 +269,12 @@ impl LimitGate {
                 state.lent.len() - 1
             });
             let share = &mut state.lent[at];
+            let held = share.permits.held();
             share.permits.set_target(lent.permits, now);
             share.is_all = lent.is_all;
+            has_given_up |= share.permits.held() < held;
         }
+        state.has_given_up = has_given_up;
         state.lent_until = demanded_at + LEASE;
         drop(state);
         self.changed.notify_waiters();
@@ -332,10 +349,14 @@ impl State {
     }
 }
 
-/// As many calls in flight as lately and a quarter more, and those that wait. None when nothing is to be said.
+/// As many calls in flight as lately and a quarter more, and those that wait. None when nothing is to be said. Lately is
+/// since three demands ago: calls under a rate come in bursts a little more than a second apart.
 fn connections_needed(state: &mut State, waiting: u32, now: Instant) -> Option<u32> {
     let (held, busy) = state.connections(now);
-    let peak = std::mem::replace(&mut state.peak, busy);
+    let latest = std::mem::replace(&mut state.peak, busy);
+    let [before, earliest] = state.earlier_peaks;
+    state.earlier_peaks = [latest, before];
+    let peak = latest.max(before).max(earliest);
     let need = (peak + peak.div_ceil(4)).saturating_sub(busy).saturating_add(waiting);
     (need > 0 || held > 0).then_some(need)
 }
@@ -505,12 +526,18 @@ mod tests {
         gate.lend(&connections(demand.sequence, 8), second(1));
         (0..2).for_each(|_| pass());
         let demand = gate.demand(&process(), second(2)).unwrap();
-        assert_eq!((demand.has[0].busy, demand.need), (0, 3));
-        gate.lend(&connections(demand.sequence, 2), second(2));
+        assert_eq!((demand.has[0].busy, demand.need), (0, 10), "the peak was 8, three demands ago at most");
+        gate.lend(&connections(demand.sequence, 8), second(2));
         let demand = gate.demand(&process(), second(3)).unwrap();
-        assert_eq!((demand.has[0].held, demand.need), (2, 0));
-        gate.lend(&connections(demand.sequence, 0), second(3));
-        assert_eq!(gate.demand(&process(), second(4)), None);
+        assert_eq!((demand.has[0].held, demand.need), (8, 10));
+        gate.lend(&connections(demand.sequence, 8), second(3));
+        let demand = gate.demand(&process(), second(4)).unwrap();
+        assert_eq!((demand.has[0].held, demand.need), (8, 3), "2 were in flight then");
+        gate.lend(&connections(demand.sequence, 3), second(4));
+        let demand = gate.demand(&process(), second(5)).unwrap();
+        assert_eq!((demand.has[0].held, demand.need), (3, 0));
+        gate.lend(&connections(demand.sequence, 0), second(5));
+        assert_eq!(gate.demand(&process(), second(6)), None);
     }
 
     #[test]
